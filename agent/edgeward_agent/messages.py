@@ -1,0 +1,187 @@
+"""What the daemon and its children say to each other: newline-delimited JSON over a socket pair.
+
+The socket is the child's file descriptor 3 (`--fd 3`). End of file on it ends the child. One message
+is one line of at most `MAX_LINE` bytes. The union is closed: an unknown message is a bug, and crashes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from edgeward_wire.document import Document
+from edgeward_wire.identifiers import Key, PipelineName, Reason, SourceName
+from edgeward_wire.manifest import Manifest, ModelRef
+from edgeward_wire.result import ResultMessage
+from edgeward_wire.telemetry import Measures
+from edgeward_wire.verdict import Plan, Verdict
+
+MAX_LINE = 4 << 20
+
+
+class SourceSpec(Document):
+    """One `[[pipelines.NAME.sources]]` of the device's own agent.toml."""
+
+    name: SourceName
+    uri: str = Field(max_length=4096)
+    """A number or /dev/video*: V4L2; a file: video; a directory: its pictures in order of name."""
+    slot: Literal["latest", "every"] | None = None
+    """None: `latest` for live and paced sources, `every` for files."""
+    realtime: bool = False
+    """Play a file at its own frame rate, as a camera would."""
+    loop: bool = False
+    width: int | None = Field(default=None, ge=16, le=8192)
+    height: int | None = Field(default=None, ge=16, le=8192)
+    fps: float | None = Field(default=None, gt=0, le=1000)
+
+
+# --- daemon -> runner
+
+
+class Configure(Document):
+    """First message to a runner, and again when a window or interval changes."""
+
+    kind: Literal["configure"] = "configure"
+    pipeline: PipelineName
+    sources: tuple[SourceSpec, ...] = Field(max_length=64)
+    window_s: float = Field(default=30, ge=0.1, le=3600)
+    result_interval_s: float = Field(default=1, ge=0.05, le=3600)
+
+
+class Serve(Document):
+    """Prepare this model beside the one that runs, then let it take the next frame."""
+
+    kind: Literal["serve"] = "serve"
+    id: int = Field(ge=0)
+    model: ModelRef
+    manifest: Manifest
+    blobs: str
+    """Directory of blobs: `<blobs>/<sha256>`."""
+    plan: Plan
+
+
+# --- runner -> daemon
+
+
+class Ready(Document):
+    """The runner is up and waits for `Configure`."""
+
+    kind: Literal["ready"] = "ready"
+    runtime: dict[Key, str] = Field(default_factory=dict)
+    """Versions: onnxruntime, numpy, opencv."""
+
+
+class ServingNow(Document):
+    """The model of `Serve` number `id` takes frames from now on."""
+
+    kind: Literal["serving"] = "serving"
+    id: int
+    gap_ms: float = Field(default=0, ge=0)
+    """Time in which no model could take a frame."""
+
+
+class ServeFailed(Document):
+    """The model of `Serve` number `id` could not be prepared; whatever ran before runs on."""
+
+    kind: Literal["serve_failed"] = "serve_failed"
+    id: int
+    reason: Reason
+
+
+class WindowClosed(Document):
+    """The measures of every source in one window."""
+
+    kind: Literal["window"] = "window"
+    measures: tuple[Measures, ...] = Field(max_length=64)
+
+
+class ResultSeen(Document):
+    """The newest result of a source, at most one per `result_interval_s`."""
+
+    kind: Literal["result"] = "result"
+    result: ResultMessage
+
+
+class SourceChanged(Document):
+    """A source went up or down (not there, no frames, end of file)."""
+
+    kind: Literal["source"] = "source"
+    source: SourceName
+    up: bool
+    detail: str = Field(default="", max_length=200)
+
+
+class Heartbeat(Document):
+    """Sent each second by the inference thread's owner; `frames` counts all that were served.
+
+    `stalled_s` is how long the inference thread has been inside one run: 0 between runs.
+    """
+
+    kind: Literal["heartbeat"] = "heartbeat"
+    frames: int = Field(ge=0)
+    errors: int = Field(default=0, ge=0)
+    stalled_s: float = Field(default=0, ge=0)
+
+
+# --- daemon -> qualify
+
+
+class Qualify(Document):
+    """The only message to qualify: try all plans of this model and report one verdict."""
+
+    kind: Literal["qualify"] = "qualify"
+    model: ModelRef
+    manifest: Manifest
+    blobs: str
+    threads: int = Field(ge=1, le=1024)
+    """The budget: cores / pipelines."""
+    key: str
+    """What the verdict is cached under."""
+    lock: str
+    """Path of the machine's lock file: one qualify at a time."""
+    providers: tuple[Key, ...] = ()
+    """Manual override: only these; empty means all that may work."""
+    incumbent: Plan | None = None
+    """The plan in service if it is the same model: another needs 10 % to win."""
+    scratch: str
+    """A directory of its own for engine caches."""
+
+
+# --- qualify -> daemon
+
+
+class QualifyProgress(Document):
+    """How far qualify is: `preparing` (sessions, engines) then `validating` (parity, latency)."""
+
+    kind: Literal["progress"] = "progress"
+    phase: Literal["waiting", "preparing", "validating"]
+    done: int = Field(ge=0)
+    total: int = Field(ge=0)
+    note: str = Field(default="", max_length=200)
+
+
+class QualifyDone(Document):
+    """The last message of qualify."""
+
+    kind: Literal["verdict"] = "verdict"
+    verdict: Verdict
+
+
+ToRunner = Annotated[Configure | Serve, Field(discriminator="kind")]
+FromRunner = Annotated[
+    Ready | ServingNow | ServeFailed | WindowClosed | ResultSeen | SourceChanged | Heartbeat,
+    Field(discriminator="kind"),
+]
+FromQualify = Annotated[QualifyProgress | QualifyDone, Field(discriminator="kind")]
+
+TO_RUNNER: TypeAdapter[Configure | Serve] = TypeAdapter(ToRunner)
+FROM_RUNNER: TypeAdapter[
+    Ready | ServingNow | ServeFailed | WindowClosed | ResultSeen | SourceChanged | Heartbeat
+] = TypeAdapter(FromRunner)
+FROM_QUALIFY: TypeAdapter[QualifyProgress | QualifyDone] = TypeAdapter(FromQualify)
+
+
+def encode(message: Document) -> bytes:
+    """One line."""
+    return message.to_bytes() + b"\n"

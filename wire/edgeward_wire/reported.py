@@ -1,0 +1,108 @@
+"""What runs on a device now, and why: retained, replaced whole on every change.
+
+`update` is the way of the newest assignment through the state table; `serving` is what frames go
+through at this moment. Both are there at once while a new model is prepared beside the old.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from edgeward_wire.document import Open
+from edgeward_wire.identifiers import (
+    BootId,
+    DeviceId,
+    Key,
+    PipelineName,
+    Reason,
+    Revision,
+    ShortText,
+    SourceName,
+    UnixTime,
+    VariantName,
+)
+from edgeward_wire.manifest import ModelRef
+from edgeward_wire.verdict import Plan, Verdict
+
+State = Literal[
+    "idle",
+    "pending",
+    "downloading",
+    "verifying",
+    "preparing",
+    "validating",
+    "switching",
+    "probation",
+    "rolling_back",
+]
+Result = Literal[
+    "succeeded",
+    "failed_no_change",
+    "failed_rolled_back",
+    "failed_unable_to_roll_back",
+    "rejected",
+    "superseded",
+    "canceled",
+]
+
+
+class Serving(Open):
+    """The model that frames go through."""
+
+    model: ModelRef
+    variant: VariantName
+    provider: Key
+    plan: Plan
+    committed: bool
+    """False in probation."""
+    below_floor: bool = False
+
+
+class Update(Open):
+    """One attempt at one model."""
+
+    rollout: Key
+    model: ModelRef
+    attempt: int = Field(ge=1)
+    state: State
+    result: Result | None = None
+    reason: Reason = ""
+    progress: float = Field(default=0, ge=0, le=1)
+    """Within the state; 1 when it is done."""
+    detail: ShortText = ""
+    started_at: UnixTime = 0
+    finished_at: UnixTime | None = None
+    numbers: dict[Key, float] = Field(default_factory=dict, max_length=64)
+    verdict: Verdict | None = None
+
+
+class SourceReport(Open):
+    """Whether a source delivers, and if not, why."""
+
+    up: bool
+    detail: ShortText = ""
+
+
+class PipelineReport(Open):
+    """One pipeline: what serves, what is under way, and how its sources are."""
+
+    serving: Serving | None = None
+    update: Update | None = None
+    sources: dict[SourceName, SourceReport] = Field(default_factory=dict, max_length=64)
+    fault: Reason = ""
+
+
+class Reported(Open):
+    """The whole device."""
+
+    schema_: Literal["edgeward.reported/1"] = Field(default="edgeward.reported/1", alias="schema")
+    device: DeviceId
+    boot_id: BootId
+    time: UnixTime
+    revision: Revision = 0
+    """The revision of the newest verified assignment."""
+    pipelines: dict[PipelineName, PipelineReport] = Field(default_factory=dict, max_length=16)
+    registry: ShortText = ""
+    """Empty when the last look at the registry succeeded, else why not."""

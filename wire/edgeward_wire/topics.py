@@ -1,0 +1,74 @@
+"""Every MQTT topic is built and parsed here, and nowhere else.
+
+The fleet is not in the topic: membership changes must not orphan retained messages.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from edgeward_wire.errors import Rejected
+from edgeward_wire.identifiers import DEVICE_PATTERN
+
+ROOT = "edgeward/v1"
+Up = Literal["status", "birth", "reported", "metrics", "telemetry", "event", "result"]
+Down = Literal["refresh", "ack"]
+UP: tuple[Up, ...] = ("status", "birth", "reported", "metrics", "telemetry", "event", "result")
+DOWN: tuple[Down, ...] = ("refresh", "ack")
+RETAINED: frozenset[Up] = frozenset({"status", "birth", "reported"})
+AT_MOST_ONCE: frozenset[Up] = frozenset({"metrics", "result"})
+MAX_PAYLOAD_BYTES = 128 << 10
+
+_DEVICE = re.compile(DEVICE_PATTERN)
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """A parsed topic."""
+
+    device: str
+    direction: Literal["up", "down"]
+    kind: str
+
+
+def up(device: str, kind: Up) -> str:
+    """What a device publishes on."""
+    return f"{ROOT}/{device}/up/{kind}"
+
+
+def down(device: str, kind: Down) -> str:
+    """What a device listens on."""
+    return f"{ROOT}/{device}/down/{kind}"
+
+
+def all_up(kind: Up) -> str:
+    """The subscription to one kind of every device."""
+    return f"{ROOT}/+/up/{kind}"
+
+
+def all_down(device: str) -> str:
+    """The subscription of one device."""
+    return f"{ROOT}/{device}/down/#"
+
+
+def qos(kind: Up | Down) -> int:
+    """0 for what may be lost, else 1."""
+    return 0 if kind in AT_MOST_ONCE else 1
+
+
+def parse_topic(topic: str) -> Topic:
+    """Take a topic apart.
+
+    Raises:
+        Rejected: it is none of ours.
+    """
+    parts = topic.split("/")
+    if len(parts) == 5 and "/".join(parts[:2]) == ROOT and _DEVICE.match(parts[2]):
+        _, _, device, direction, kind = parts
+        if direction == "up" and kind in UP:
+            return Topic(device, "up", kind)
+        if direction == "down" and kind in DOWN:
+            return Topic(device, "down", kind)
+    raise Rejected(f"Not a topic of ours: {topic[:200]!r}.")
