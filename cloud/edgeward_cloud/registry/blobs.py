@@ -1,0 +1,147 @@
+"""The immutable blob store: `<dir>/sha256/<hex>`.
+
+Invariants: what lies under a name has that sha256, was on the disk before it got its name, and never
+changes. An upload that ends early leaves nothing behind but a temporary file, which `clean` removes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+
+from edgeward_cloud.files import disk_fault, sync_directory
+from edgeward_wire.errors import Rejected
+from edgeward_wire.identifiers import SHA256_PATTERN
+from edgeward_wire.manifest import MAX_BLOB_BYTES
+
+STALE_S = 24 * 3600.0
+_SHA256 = re.compile(SHA256_PATTERN)
+
+
+class BlobStore:
+    """Blobs by their sha256. Safe for any number of threads and processes."""
+
+    def __init__(self, directory: Path, *, max_bytes: int = MAX_BLOB_BYTES) -> None:
+        self._named = directory / "sha256"
+        self._temporary = directory / "incoming"
+        self._max_bytes = max_bytes
+        for each in (self._named, self._temporary):
+            each.mkdir(mode=0o755, parents=True, exist_ok=True)
+
+    def path(self, sha256: str) -> Path:
+        """Where a blob lies, or would.
+
+        Raises:
+            Rejected: that is no sha256.
+        """
+        if not _SHA256.match(sha256):
+            raise Rejected(f"Not a sha256 in hexadecimal: {sha256[:80]!r}.")
+        return self._named / sha256
+
+    def length(self, sha256: str) -> int | None:
+        """A blob's length in bytes; None when it is not here."""
+        try:
+            return self.path(sha256).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def writer(self, sha256: str, length: int | None = None) -> BlobWriter:
+        """Start an upload. `length` is what the sender declared, if it did.
+
+        Raises:
+            Rejected: it is too long. Unavailable: the disk refuses.
+        """
+        return BlobWriter(self.path(sha256), self._temporary, length, self._max_bytes)
+
+    def put(self, sha256: str, chunks: Iterable[bytes], length: int | None = None) -> bool:
+        """Store a blob; False when it was there already. Raises as `BlobWriter` does."""
+        if self.length(sha256) is not None:
+            return False
+        with self.writer(sha256, length) as writer:
+            for chunk in chunks:
+                writer.write(chunk)
+            return writer.commit()
+
+    def clean(self, now: float | None = None) -> int:
+        """Remove uploads that nobody has written to for a day; how many there were."""
+        before = (time.time() if now is None else now) - STALE_S
+        removed = 0
+        for file in self._temporary.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # another process cleans as well
+                if file.stat().st_mtime < before:
+                    file.unlink()
+                    removed += 1
+        return removed
+
+
+class BlobWriter:
+    """One upload. Leaving the `with` without `commit` throws it away."""
+
+    def __init__(self, final: Path, temporary: Path, length: int | None, max_bytes: int) -> None:
+        self._final = final
+        self._declared = length
+        self._limit = max_bytes if length is None else length
+        if self._limit > max_bytes:
+            raise Rejected(f"A blob of {length} bytes is too long: at most {max_bytes} are stored.")
+        self._digest = hashlib.sha256()
+        self._length = 0
+        try:
+            self._fd, name = tempfile.mkstemp(dir=temporary, prefix=f"{final.name[:16]}-")
+        except OSError as error:
+            raise disk_fault(final, error) from error
+        self._path = Path(name)
+
+    def __enter__(self) -> BlobWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._fd)
+        self._path.unlink(missing_ok=True)
+
+    def write(self, chunk: bytes) -> None:
+        """Take the next bytes.
+
+        Raises:
+            Rejected: more than declared or allowed. Unavailable: the disk is full.
+        """
+        self._length += len(chunk)
+        if self._length > self._limit:
+            raise Rejected(f"Blob {self._final.name} is longer than {self._limit} bytes.")
+        self._digest.update(chunk)
+        view = memoryview(chunk)
+        try:
+            while view:
+                view = view[os.write(self._fd, view) :]
+        except OSError as error:
+            raise disk_fault(self._final, error) from error
+
+    def commit(self) -> bool:
+        """Verify, make durable, and give the blob its name; False when another upload was first.
+
+        Raises:
+            Rejected: its length or sha256 is not the one declared. Unavailable: the disk is full.
+        """
+        if self._declared is not None and self._length != self._declared:
+            raise Rejected(f"Blob {self._final.name} has {self._length} bytes, not {self._declared}.")
+        found = self._digest.hexdigest()
+        if found != self._final.name:
+            raise Rejected(f"Blob {self._final.name} has sha256 {found}.", "Upload the right file.")
+        try:
+            os.fchmod(self._fd, 0o444)
+            os.fsync(self._fd)
+            os.link(self._path, self._final)  # unlike a rename, never replaces what is there
+            sync_directory(self._final.parent)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise disk_fault(self._final, error) from error
+        return True
