@@ -47,3 +47,8 @@ async def online(session: AsyncSession, devices: Collection[str]) -> set[str]:
     """Those of the devices that are online."""
     query = select(DeviceRow.id).where(DeviceRow.id.in_(devices), DeviceRow.online)
     return set((await session.scalars(query)).all())
+
+
+async def all_offline(session: AsyncSession) -> None:
+    """Nobody is known to be online: the broker has lost its memory, and devices will say so anew."""
+    await session.execute(update(DeviceRow).values(online=False))
