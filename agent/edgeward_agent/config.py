@@ -1,0 +1,156 @@
+"""agent.toml: the device's own settings, read once into one frozen object.
+
+Sources, thresholds and paths stand here and only here: no cloud can change them. A key that we do not
+know is an error that names it, because a misspelt setting that is silently ignored costs an afternoon.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, Field, ValidationError, model_validator
+
+from edgeward_agent.messages import SourceSpec
+from edgeward_wire.document import Document, faults
+from edgeward_wire.errors import Rejected
+from edgeward_wire.identifiers import DeviceId, Key, PipelineName
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
+
+MAX_CONFIG_BYTES = 256 << 10
+EXAMPLE = """\
+[[pipelines.main.sources]]
+name = "cam"
+uri = "/dev/video0"
+"""
+
+
+class _Local(Document):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Source(SourceSpec):
+    """One `[[pipelines.NAME.sources]]`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Pipeline(_Local):
+    """One `[pipelines.NAME]`."""
+
+    sources: tuple[Source, ...] = Field(default=(), max_length=64)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Pipeline:
+        names = [source.name for source in self.sources]
+        if len(set(names)) != len(names):
+            raise ValueError("two sources have the same name")
+        return self
+
+
+class RegistrySettings(_Local):
+    """`[registry]`."""
+
+    poll_interval_s: float = Field(default=60, ge=1, le=86_400)
+
+
+class TelemetrySettings(_Local):
+    """`[telemetry]`."""
+
+    window_s: float = Field(default=30, ge=1, le=3600)
+    result_interval_s: float = Field(default=1, ge=0.1, le=3600)
+    spool_bytes: int = Field(default=32 << 20, ge=64 << 10, le=64 << 30)
+
+
+class QualifySettings(_Local):
+    """`[qualify]`. `lock` is one file for the whole machine."""
+
+    lock: str = Field(default="/run/lock/edgeward-qualify.lock", max_length=4096)
+    providers: tuple[Key, ...] = Field(default=(), max_length=8)
+    threads: int = Field(default=0, ge=0, le=1024)
+    """0: cores / pipelines."""
+
+
+class Config(_Local):
+    """All of agent.toml."""
+
+    device: DeviceId | None = None
+    registry: RegistrySettings = RegistrySettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
+    qualify: QualifySettings = QualifySettings()
+    pipelines: dict[PipelineName, Pipeline] = Field(default_factory=dict, max_length=16)
+
+    def thread_budget(self, cores: int) -> int:
+        """Threads for each pipeline's inference."""
+        return self.qualify.threads or max(1, cores // max(1, len(self.pipelines)))
+
+    def lock_path(self) -> Path:
+        """Where qualify's lock is; in the temporary directory on a machine that has no /run/lock for us."""
+        path = Path(self.qualify.lock)
+        default = "lock" not in self.qualify.model_fields_set
+        if default and not os.access(path.parent, os.W_OK):
+            return Path(tempfile.gettempdir()) / path.name
+        return path
+
+
+def load_config(path: Path) -> Config:
+    """Read agent.toml; the defaults when there is none.
+
+    Raises:
+        Rejected: it cannot be read, or something in it is not valid; the text names the key.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_CONFIG_BYTES + 1)
+    except FileNotFoundError:
+        return Config()
+    except OSError as error:
+        raise Rejected(f"{path} cannot be read: {error.strerror}.") from error
+    if len(raw) > MAX_CONFIG_BYTES:
+        raise Rejected(f"{path} is longer than {MAX_CONFIG_BYTES} bytes.")
+    try:
+        data = tomllib.loads(raw.decode())
+    except UnicodeDecodeError as error:
+        raise Rejected(f"{path} is not UTF-8 text.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise Rejected(f"{path} is not valid TOML: {error}.") from error
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        raise Rejected(f"{path}: {_explain(error)}.", "Correct the file and start again.") from error
+    return _anchored(config, path.parent.absolute())
+
+
+def _explain(error: ValidationError) -> str:
+    unknown = [
+        ".".join(str(part) for part in fault["loc"])
+        for fault in error.errors(include_url=False, include_input=False, include_context=False)
+        if fault["type"] == "extra_forbidden"
+    ]
+    return f"unknown key {', '.join(unknown[:5])}" if unknown else faults(error)
+
+
+def _anchored(config: Config, directory: Path) -> Config:
+    """Relative uris mean files next to agent.toml, wherever the daemon was started."""
+    pipelines = {
+        name: pipeline.model_copy(
+            update={"sources": tuple(_anchor(source, directory) for source in pipeline.sources)}
+        )
+        for name, pipeline in config.pipelines.items()
+    }
+    return config.model_copy(update={"pipelines": pipelines})
+
+
+def _anchor(source: Source, directory: Path) -> Source:
+    uri: str = source.uri
+    if uri.isdecimal() or "://" in uri or "!" in uri or os.path.isabs(uri):
+        return source
+    change: dict[str, Any] = {"uri": str(directory / uri)}
+    return source.model_copy(update=change)

@@ -1,0 +1,176 @@
+"""Starts threads, watches their progress, and ends them in order.
+
+Invariants: systemd's watchdog is fed only while every thread made progress lately. The first exception of
+any thread turns into one stop of all, in the reverse order of their start, and a non-zero exit. SIGTERM and
+SIGINT are an orderly stop; a second one does not wait any longer.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import FrameType
+
+from edgeward_agent.notify import Notifier
+from edgeward_wire.errors import EdgewardError
+
+log = logging.getLogger(__name__)
+
+_LOOK_S = 1.0
+
+
+@dataclass
+class Pulse:
+    """A thread's proof of progress: it calls `beat` at least each `limit_s` seconds."""
+
+    name: str
+    limit_s: float
+    last: float = field(default_factory=time.monotonic)
+
+    def beat(self) -> None:
+        """Progress was made just now."""
+        self.last = time.monotonic()
+
+    @property
+    def stuck(self) -> bool:
+        """Whether the last beat is too long ago."""
+        return time.monotonic() - self.last > self.limit_s
+
+
+@dataclass(frozen=True)
+class _Part:
+    name: str
+    stop: Callable[[bool], None]
+    join_s: float
+    thread: threading.Thread | None
+    pulse: Pulse | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Signal:
+    number: int
+
+
+class Lifetime:
+    """One run of the daemon."""
+
+    def __init__(self, notifier: Notifier) -> None:
+        self._notifier = notifier
+        self._parts: list[_Part] = []
+        # SimpleQueue.put is safe in a signal handler, where taking an Event's lock could deadlock.
+        self._wake: queue.SimpleQueue[_Signal | BaseException] = queue.SimpleQueue()
+        self._stuck: set[str] = set()
+
+    def thread(
+        self,
+        name: str,
+        run: Callable[[Pulse], None],
+        stop: Callable[[bool], None],
+        *,
+        limit_s: float,
+        join_s: float = 10.0,
+    ) -> None:
+        """Add a thread. `stop(orderly)` asks it, from the main thread, to return from `run`."""
+        pulse = Pulse(name, limit_s)
+
+        def body() -> None:
+            try:
+                run(pulse)
+            except BaseException as error:  # noqa: BLE001 the supervisor's boundary: any exception stops all
+                self.failed(error)
+
+        thread = threading.Thread(target=body, name=name, daemon=True)
+        self._parts.append(_Part(name, stop, join_s, thread, pulse))
+
+    def closing(self, name: str, stop: Callable[[bool], None]) -> None:
+        """Add something that only needs to be closed, in its place in the order."""
+        self._parts.append(_Part(name, stop, 0.0, None, None))
+
+    def failed(self, error: BaseException) -> None:
+        """From any thread: this must not happen; stop all."""
+        self._wake.put(error)
+
+    def run(self) -> int:
+        """Start all, wait, stop all. Returns the process's exit code."""
+        before = {n: signal.signal(n, self._on_signal) for n in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            for part in self._parts:
+                if part.thread is not None and part.pulse is not None:
+                    part.pulse.beat()
+                    part.thread.start()
+            self._notifier.ready("serving")
+            cause = self._wait()
+            self._notifier.stopping()
+            clean = self._stop(orderly=isinstance(cause, _Signal))
+            return 0 if clean and isinstance(cause, _Signal) else 1
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        self._wake.put(_Signal(number))
+
+    def _wait(self) -> _Signal | BaseException:
+        every = min(_LOOK_S, (self._notifier.watchdog_s or 4 * _LOOK_S) / 4)
+        while True:
+            try:
+                cause = self._wake.get(timeout=every)
+            except queue.Empty:
+                self._watch()
+                continue
+            if isinstance(cause, _Signal):
+                log.info("Stopping on %s.", signal.Signals(cause.number).name)
+            else:
+                _report(cause)
+            return cause
+
+    def _watch(self) -> None:
+        stuck = {
+            p.name for p in self._parts if p.pulse and p.thread and p.thread.is_alive() and p.pulse.stuck
+        }
+        for name in sorted(stuck - self._stuck):
+            log.error("Thread %s makes no progress; the watchdog is not fed.", name)
+        for name in sorted(self._stuck - stuck):
+            log.info("Thread %s makes progress again.", name)
+        self._stuck = stuck
+        if not stuck:
+            self._notifier.watchdog()
+
+    def _stop(self, *, orderly: bool) -> bool:
+        clean = True
+        for part in reversed(self._parts):
+            try:
+                part.stop(orderly)
+            except EdgewardError as error:
+                log.error("Stopping %s: %s", part.name, error)
+                clean = False
+            if part.thread is not None and part.thread.ident is not None:
+                clean = self._join(part) and clean
+        while not self._wake.empty():
+            late = self._wake.get()
+            if not isinstance(late, _Signal):
+                _report(late)
+                clean = False
+        return clean
+
+    def _join(self, part: _Part) -> bool:
+        assert part.thread is not None
+        deadline = time.monotonic() + part.join_s
+        while part.thread.is_alive() and time.monotonic() < deadline:
+            part.thread.join(0.2)
+            self._notifier.watchdog()  # a long stop is bounded by join_s, not by the watchdog
+        if part.thread.is_alive():
+            log.error("Thread %s did not end within %.0f s.", part.name, part.join_s)
+        return not part.thread.is_alive()
+
+
+def _report(error: BaseException) -> None:
+    if isinstance(error, EdgewardError):
+        log.error("%s", error)
+    else:
+        log.critical("This is a bug; the agent stops.", exc_info=error)

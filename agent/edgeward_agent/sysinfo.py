@@ -1,0 +1,162 @@
+"""What this machine is, read from /proc, /sys and the installed distributions. Never imports what it names.
+
+Every reader tolerates absence: a container, a Jetson and a laptop all answer, each with what it has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import distributions
+from pathlib import Path
+
+from edgeward_wire.identifiers import Sha256
+
+_MAX_READ = 64 << 10
+# What decides how a model runs: a verdict holds only for these versions.
+_RUNTIME = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-openvino",
+    "numpy",
+    "opencv-python-headless",
+    "opencv-python",
+    "openvino",
+    "tensorrt",
+    "tensorrt-cu12",
+    "tensorrt-cu13",
+    "nvidia-cudnn-cu12",
+    "nvidia-cudnn-cu13",
+    "nvidia-cuda-runtime-cu12",
+    "nvidia-cuda-runtime",
+)
+_ISA = frozenset(
+    (
+        *("sse4_2", "avx", "avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8"),
+        *("asimd", "asimddp", "i8mm", "sve", "sve2", "bf16"),
+    )
+)
+_PROVIDERS: Mapping[str, tuple[str, ...]] = {
+    "onnxruntime": ("CPU",),
+    "onnxruntime-gpu": ("Tensorrt", "CUDA", "CPU"),
+    "onnxruntime-openvino": ("OpenVINO", "CPU"),
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What does not change while the daemon runs."""
+
+    arch: str
+    cores: int
+    memory_mb: float
+    os: str
+    board: str
+    isa: tuple[str, ...]
+    runtime: dict[str, str]
+    """Distribution -> version."""
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """Which providers may work, by the installed build of ONNX Runtime. Short names."""
+        found = [p for build, names in _PROVIDERS.items() if build in self.runtime for p in names]
+        return tuple(dict.fromkeys(found)) or ("CPU",)
+
+    @property
+    def runtime_fingerprint(self) -> Sha256:
+        """Changes when the libraries that run models do."""
+        return _digest(self.runtime, self.board, _read("/etc/nv_tegra_release"))
+
+    def verdict_key(
+        self, model_sha256: str, *, threads: int, providers: tuple[str, ...], power: str
+    ) -> Sha256:
+        """What a verdict is cached under: it holds for this model on this machine in this mode only."""
+        device = (self.arch, self.cores, round(self.memory_mb / 256), self.board, self.isa)
+        return _digest(model_sha256, self.runtime_fingerprint, device, power, threads, providers)
+
+
+@cache
+def this_machine() -> Machine:
+    """Read once: the distributions take some milliseconds to list."""
+    release = platform.freedesktop_os_release() if Path("/etc/os-release").exists() else {}
+    return Machine(
+        arch=platform.machine()[:64],
+        cores=usable_cores(),
+        memory_mb=round(_meminfo("MemTotal"), 1),
+        os=release.get("PRETTY_NAME", platform.system())[:200],
+        board=_board()[:200],
+        isa=_isa(),
+        runtime=_runtime(),
+    )
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return max(1, len(os.sched_getaffinity(0)))
+
+
+def available_mb() -> float:
+    """Memory that can be had without swapping, in MB; within the cgroup's limit when there is one."""
+    free = _meminfo("MemAvailable")
+    limit, used = _read("/sys/fs/cgroup/memory.max"), _read("/sys/fs/cgroup/memory.current")
+    if limit.isdecimal() and used.isdecimal():
+        free = min(free, max(0.0, (int(limit) - int(used)) / 2**20))
+    return free
+
+
+def power_mode() -> str:
+    """The mode that decides clocks: a Jetson's nvpmodel, else the cpufreq governor, else empty."""
+    jetson = _read("/var/lib/nvpmodel/status")
+    return jetson or _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+
+
+def _runtime() -> dict[str, str]:
+    wanted = set(_RUNTIME)
+    found: dict[str, str] = {}
+    for distribution in distributions():
+        name = (distribution.metadata["Name"] or "").lower()
+        if name in wanted:
+            found.setdefault(name, distribution.version)
+    return dict(sorted(found.items()))
+
+
+def _board() -> str:
+    board = _read("/proc/device-tree/model").rstrip("\0") or _read("/sys/class/dmi/id/product_name")
+    return board or _cpuinfo("model name")
+
+
+def _isa() -> tuple[str, ...]:
+    flags = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
+    return tuple(sorted(flags & _ISA))
+
+
+def _cpuinfo(key: str) -> str:
+    for line in _read("/proc/cpuinfo").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            return value.strip()
+    return ""
+
+
+def _meminfo(key: str) -> float:
+    for line in _read("/proc/meminfo").splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(_MAX_READ).strip()
+    except OSError:
+        return ""
+
+
+def _digest(*parts: object) -> Sha256:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
