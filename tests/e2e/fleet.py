@@ -1,0 +1,74 @@
+"""A running fleet, and what the end-to-end tests do with it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+from stack import Stack
+
+from runtime import builders
+
+FLEET = "edge-01"
+DEVICES = ("e2e-a", "e2e-b")
+PATIENCE_S = 90.0
+
+
+@dataclass
+class Fleet:
+    """A running fleet, and what tests do with it."""
+
+    stack: Stack
+    media: Path
+    made: int = 0
+
+    def model(self, **changes: Any) -> Path:
+        """A new tiny INT8 model with its sidecar, labels and samples; never the same twice."""
+        self.made += 1
+        home = self.stack.directory / "models" / str(self.made)
+        home.mkdir(parents=True)
+        builders.labels_file(home / "labels.txt")
+        builders.picture_directory(home / "samples")
+        builders.sidecar_file(home / "colours.toml", samples="samples")
+        return builders.int8_classifier(home / "colours.onnx", salt=self.made, **changes)
+
+    def deploy(self, model: Path, *extra: str, fleet: str = FLEET) -> CompletedProcess[str]:
+        return self.stack.ctl(
+            "deploy", str(model), "--fleet", fleet, "--probation", "1", "--timeout", "120", "--json", *extra
+        )
+
+    def device(self, name: str) -> dict[str, Any]:
+        """The device as the cloud knows it."""
+        return next(d for d in self.stack.ctl_json("devices") if d["id"] == name)
+
+    def pipeline(self, name: str) -> dict[str, Any]:
+        """What the device last reported of its one pipeline."""
+        reported = self.device(name).get("reported") or {}
+        return (reported.get("pipelines") or {}).get("main") or {}
+
+    def serving(self, name: str) -> str | None:
+        """Path of the committed model that the device reports to serve."""
+        serving = self.pipeline(name).get("serving")
+        return serving["model"]["path"] if serving and serving["committed"] else None
+
+    def frames(self, name: str) -> int:
+        """Frames of this device that the cloud has stored."""
+        rows = self.stack.ctl_json("telemetry", "--device", name, "--since", str(time.time() - 7200))
+        return sum(row["frames"] for row in rows if row.get("device") == name)
+
+    def wait(self, condition: Any, what: str, seconds: float = PATIENCE_S) -> None:
+        self.stack.wait_for(condition, what, seconds=seconds)
+
+    def goes_on_serving(self, name: str) -> None:
+        """More frames come to be stored than were stored before."""
+        before = self.frames(name)
+        self.wait(lambda: self.frames(name) > before, f"{name} to go on serving")
+
+    def camera(self) -> str:
+        return f'uri = "{self.media}"\nslot = "latest"\nrealtime = true\nloop = true'
+
+    def online(self) -> int:
+        return sum(device["online"] for device in self.stack.ctl_json("devices"))
