@@ -38,7 +38,7 @@ class Row:
 
 
 def at_most(
-    bench: str, metric: str, value: float, unit: str, goal: float, baseline: float | None = None
+    bench: str, metric: str, value: float, unit: str, *, goal: float, baseline: float | None = None
 ) -> Row:
     ratio = round(value / baseline, 3) if baseline else None
     return Row(bench, metric, round(value, 2), unit, baseline, ratio, f"<= {goal:g}", value <= goal)
@@ -116,8 +116,10 @@ def footprint(minutes: float) -> Iterator[Row]:
                     time.sleep(minutes * 60)
                     runner = next(pid for pid, line in children(daemon).items() if "runner" in line)
                     bare = round(pss_mb(loop.pid), 2)
-                    yield at_most("footprint", f"daemon_{name}", pss_mb(daemon), "MB PSS", 50)
-                    yield at_most("footprint", f"runner_{name}", pss_mb(runner), "MB PSS", goal, bare)
+                    yield at_most("footprint", f"daemon_{name}", pss_mb(daemon), "MB PSS", goal=50)
+                    yield at_most(
+                        "footprint", f"runner_{name}", pss_mb(runner), "MB PSS", goal=goal, baseline=bare
+                    )
             finally:
                 loop.kill()
                 loop.wait()
@@ -145,8 +147,8 @@ def deploy(minutes: float) -> Iterator[Row]:
             result = stack.ctl_json("deploy", str(MODEL), "--fleet", "bench", "--probation", "0")
             took.append(time.monotonic() - began)
             serving.append(max(t["serving_s"] for t in result["targets"]))
-    yield at_most("deploy", "key_press_to_serving_median", statistics.median(serving), "s", 30)
-    yield at_most("deploy", "key_press_to_serving_worst", max(serving), "s", 30)
+    yield at_most("deploy", "key_press_to_serving_median", statistics.median(serving), "s", goal=30)
+    yield at_most("deploy", "key_press_to_serving_worst", max(serving), "s", goal=30)
     yield Row("deploy", "whole_command_median", round(statistics.median(took), 2), "s")
 
 
