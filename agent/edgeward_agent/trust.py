@@ -332,8 +332,9 @@ class _Look:
         except exceptions.ExpiredMetadataError as error:
             raise self._expired(str(error)) from error
         except exceptions.RepositoryError as error:
+            what = str(error).rstrip(".")
             raise Rejected(
-                f"The registry's metadata is refused: {error}.", "Check who can write to the registry."
+                f"The registry's metadata is refused: {what}.", "Check who can write to the registry."
             ) from error
         except _Carried as error:
             raise error.error from error

@@ -1,0 +1,1 @@
+"""Simulators that speak the production protocols with real keys and real TLS."""
