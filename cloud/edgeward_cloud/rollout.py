@@ -148,11 +148,15 @@ def _settle(rollout: Rollout, now: float) -> Rollout:
     return rollout
 
 
-def join(rollout: Rollout, device: str) -> Rollout:
-    """The rollout with a device that was admitted after it began."""
-    if rollout.target(device):
-        return rollout
-    return replace(rollout, targets=(*rollout.targets, Target(device)))
+def leave(rollout: Rollout, device: str, now: float) -> Rollout:
+    """The rollout without waiting for a device that is no longer admitted."""
+
+    def gone(target: Target) -> Target:
+        if target.device == device and target.result is None:
+            return replace(target, result="canceled", reason="The device is no longer admitted.")
+        return target
+
+    return _settle(replace(rollout, targets=tuple(gone(t) for t in rollout.targets)), now)
 
 
 def for_newcomer(history: Sequence[Rollout]) -> list[Rollout]:

@@ -38,6 +38,12 @@ async def known(session: AsyncSession, devices: Collection[str]) -> dict[str, st
     return {row.id: row.boot_id for row in (await session.execute(query)).all()}
 
 
+async def by_ids(session: AsyncSession, devices: Collection[str]) -> list[DeviceRow]:
+    """The rows of those devices that there are, by id."""
+    query = select(DeviceRow).where(DeviceRow.id.in_(devices)).order_by(DeviceRow.id)
+    return list((await session.scalars(query)).all())
+
+
 async def change(session: AsyncSession, device: str, values: dict[str, Any]) -> None:
     """Set fields of one device."""
     await session.execute(update(DeviceRow).where(DeviceRow.id == device).values(values))

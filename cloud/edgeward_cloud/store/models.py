@@ -70,6 +70,7 @@ class DeviceRow(Base):
     certificate_pem: Mapped[str | None] = mapped_column(Text)
     certificate_expires_at: Mapped[float | None]
     enrolled_at: Mapped[float]
+    revision: Mapped[int] = mapped_column(default=0)
     birth: Mapped[dict[str, Any] | None]
     reported: Mapped[dict[str, Any] | None]
     online: Mapped[bool] = mapped_column(default=False)

@@ -122,6 +122,17 @@ async def assigned(session: AsyncSession, devices: Collection[str]) -> list[Roll
     return _assemble(list(rows.values()), [target for _, target in pairs])
 
 
+async def of_fleets(session: AsyncSession) -> list[Rollout]:
+    """The newest fleet rollout of each fleet and pipeline, without targets."""
+    last = (
+        select(func.max(RolloutRow.number))
+        .where(RolloutRow.device.is_(None), RolloutRow.state != "canceled")
+        .group_by(RolloutRow.fleet, RolloutRow.pipeline)
+    )
+    rows = (await session.scalars(select(RolloutRow).where(RolloutRow.number.in_(last)))).all()
+    return [_rollout(row, ()) for row in rows]
+
+
 async def _with_targets(
     session: AsyncSession, where: Sequence[ColumnElement[bool]], limit: int | None = None
 ) -> list[Rollout]:

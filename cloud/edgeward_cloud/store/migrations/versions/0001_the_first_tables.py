@@ -84,6 +84,7 @@ def _devices() -> None:
         sa.Column("certificate_pem", sa.Text(), nullable=True),
         sa.Column("certificate_expires_at", sa.Double(), nullable=True),
         sa.Column("enrolled_at", sa.Double(), nullable=False),
+        sa.Column("revision", sa.BigInteger(), nullable=False),
         sa.Column("birth", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("reported", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("online", sa.Boolean(), nullable=False),
