@@ -58,6 +58,8 @@ class Serving(Open):
     committed: bool
     """False in probation."""
     below_floor: bool = False
+    stale: bool = False
+    """Live latencies no longer fit the verdict that chose the plan."""
 
 
 class Update(Open):
