@@ -7,7 +7,6 @@ are 0600; root's threshold is one of two keys, so that one may be lost.
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Sequence
@@ -27,12 +26,14 @@ from edgeward_cloud.settings import (
     Settings,
     authority,
     is_wildcard,
+    toml_value,
 )
 from edgeward_wire.errors import Rejected, Unavailable
 from edgeward_wire.identifiers import DEVICE_PATTERN
 
 ROOT_KEYS = ("root-1", "root-2")
 ROOT_THRESHOLD = 1
+OFFLINE_KEYS = (*ROOT_KEYS, "targets", "agent")
 ONLINE_ROLES = ("timestamp", "snapshot", "director")
 RELEASE_KEY = "release-key.pem"
 
@@ -44,8 +45,9 @@ root-2.pem    the same, for recovery: keep it in another place. Either one suffi
               device would have to be enrolled again with a new cloud.
 targets.pem   signs which release keys may publish models. Needed when an operator joins or leaves, and
               once a year.
+agent.pem     signs the packages of the agent itself. Reserved: nothing is signed with it yet.
 
-`edgeward-cloud resign --dir DIR --keys THIS_DIRECTORY` renews root and targets.
+`edgeward-cloud resign --dir DIR --keys THIS_DIRECTORY` renews what they have signed.
 """
 
 
@@ -115,7 +117,7 @@ def explain(settings: Settings, operators: Sequence[str], shown: str) -> str:
     return f"""\
 A new cloud in {shown}, at {settings.url}.
 
-  offline/      root keys and the targets key: they say whose signatures count
+  offline/      root, targets and agent keys: they say whose signatures count
   keys/         keys that the running cloud signs assignments and freshness with
   pki/          the CA of its servers, the CA of its devices, and their certificates
   registry/     signed metadata: what is released, and who should run it
@@ -162,14 +164,14 @@ def _make_directories(settings: Settings, operators: Sequence[str]) -> None:
 
 
 def _begin_registry(settings: Settings, release: list[Signer], now: float) -> None:
-    offline = {name: new_key(settings.offline_keys / f"{name}.pem") for name in (*ROOT_KEYS, "targets")}
+    offline = {name: new_key(settings.offline_keys / f"{name}.pem") for name in OFFLINE_KEYS}
+    online = {role: new_key(settings.online_keys / f"{role}.pem") for role in ONLINE_ROLES}
     write_atomic(settings.offline_keys / "README.txt", OFFLINE_README.encode())
     begin(
         settings,
         root=[offline[name] for name in ROOT_KEYS],
         root_threshold=ROOT_THRESHOLD,
-        targets=offline["targets"],
-        online={role: new_key(settings.online_keys / f"{role}.pem") for role in ONLINE_ROLES},
+        signers={**online, **offline},
         release=release,
         now=now,
     )
@@ -189,7 +191,7 @@ def _write_profile(settings: Settings, name: str, token: str) -> None:
     lines = [
         "# A profile for agent-ctl. Whoever has this directory can publish models: keep it private.",
         "# release_key is a securesystemslib URI: hsm:, awskms: and others work as well.",
-        *(f"{key} = {json.dumps(value)}" for key, value in values.items()),
+        *(f"{key} = {toml_value(value)}" for key, value in values.items()),
     ]
     write_atomic(directory / "server-ca.pem", (settings.pki / "server-ca.pem").read_bytes())
     write_atomic(directory / "root.json", root_file(settings).read_bytes())

@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     add("up", _up, "Run the cloud: API, registry and broker, until it is told to stop.")
     token = add("token", _token, "Make an operator's token; the old one ends.")
     token.add_argument("name", metavar="NAME", help="the operator")
-    resign = add("resign", _resign, "Renew root and targets with the offline keys.")
+    resign = add("resign", _resign, "Renew with the offline keys what they have signed.")
     resign.add_argument("--keys", type=Path, required=True, help="the directory with the offline keys")
     return parser
 

@@ -137,10 +137,12 @@ class Settings(Part):
         """The file's text."""
         plain = self.model_dump(mode="json", exclude={"dir"})
         lines = ["# Edgeward's cloud. Read once, at the start of `edgeward-cloud up`."]
-        lines += [f"{key} = {_toml(value)}" for key, value in plain.items() if not isinstance(value, dict)]
+        lines += [
+            f"{key} = {toml_value(value)}" for key, value in plain.items() if not isinstance(value, dict)
+        ]
         for name, table in plain.items():
             if isinstance(table, dict):
-                lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
+                lines += ["", f"[{name}]", *(f"{key} = {toml_value(value)}" for key, value in table.items())]
         return "\n".join(lines) + "\n"
 
     @property
@@ -224,6 +226,6 @@ def authority(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _toml(value: object) -> str:
-    # A JSON string, number or boolean is a TOML one; nothing else stands in this file.
-    return json.dumps(value, ensure_ascii=True)
+def toml_value(value: str | float | bool) -> str:
+    """A value as TOML writes it: a JSON one, but for DEL, which TOML wants escaped."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -65,7 +65,7 @@ def parse_topic(topic: str) -> Topic:
         Rejected: it is none of ours.
     """
     parts = topic.split("/")
-    if len(parts) == 5 and "/".join(parts[:2]) == ROOT and _DEVICE.match(parts[2]):
+    if len(parts) == 5 and "/".join(parts[:2]) == ROOT and _DEVICE.fullmatch(parts[2]):
         _, _, device, direction, kind = parts
         if direction == "up" and kind in UP:
             return Topic(device, "up", kind)

@@ -23,12 +23,11 @@ from tuf.api.metadata import (
 from edgeward_cloud.files import write_atomic
 from edgeward_cloud.keys import Key, Signer
 from edgeward_cloud.registry import versions
-from edgeward_cloud.registry.repository import DIRECTOR, SIGNED_AT, to_bytes
+from edgeward_cloud.registry.repository import AGENT, DIRECTOR, SIGNED_AT, to_bytes
 from edgeward_cloud.settings import Settings
 from edgeward_wire.api import DELEGATION
 from edgeward_wire.errors import Rejected
 
-AGENT = "agent"
 BIN_BITS = 4
 BIN_PREFIX = "bin"
 
@@ -38,21 +37,20 @@ def begin(
     *,
     root: Sequence[Signer],
     root_threshold: int,
-    targets: Signer,
-    online: Mapping[str, Signer],
+    signers: Mapping[str, Signer],
     release: Sequence[Signer],
     now: float,
 ) -> None:
-    """Write root 1, targets 1, an empty models branch, and the director with its bins.
+    """Write root 1, targets 1, empty branches for models and the agent, and the director with its bins.
 
-    `online` has the signers of timestamp, snapshot and director. `release` are the release keys; the first
-    signs the empty models branch.
+    `signers` are those of targets, agent, timestamp, snapshot and director. `release` are the release keys;
+    the first signs the empty models branch.
 
     Raises:
         Rejected: the threshold is not below the number of root keys.
     """
     first = int(now)
-    signed: dict[str, bytes] = {"1.root.json": _root(root, root_threshold, targets, online, now)}
+    signed: dict[str, bytes] = {"1.root.json": _root(root, root_threshold, signers, now)}
     meta: dict[str, MetaFile] = {}
 
     def add(role: str, content: Targets, signer: Signer) -> None:
@@ -63,17 +61,18 @@ def begin(
         signed[f"{content.version}.{role}.json"] = raw
         meta[f"{role}.json"] = MetaFile.from_data(content.version, raw, ["sha256"])
 
-    director = online[DIRECTOR]
+    director = signers[DIRECTOR]
     bins = SuccinctRoles([director.public_key.keyid], 1, BIN_BITS, BIN_PREFIX)
     below = Delegations({director.public_key.keyid: director.public_key}, succinct_roles=bins)
-    release_keys = [signer.public_key for signer in release]
-    add("targets", Targets(1, delegations=_delegations(release_keys, director.public_key)), targets)
+    keys = ([signer.public_key for signer in release], director.public_key, signers[AGENT].public_key)
+    add("targets", Targets(1, delegations=_delegations(*keys)), signers["targets"])
     add(DELEGATION, Targets(1), release[0])
+    add(AGENT, Targets(1), signers[AGENT])
     add(DIRECTOR, Targets(first, delegations=below), director)
     for role in bins.get_roles():
         add(role, Targets(first), director)
     snapshot = Metadata(Snapshot(first, expires=versions.expiry("snapshot", now), meta=meta))
-    snapshot.sign(online["snapshot"])
+    snapshot.sign(signers["snapshot"])
     raw = to_bytes(snapshot)
     signed[f"{first}.snapshot.json"] = raw
     timestamp = Timestamp(
@@ -83,7 +82,7 @@ def begin(
         unrecognized_fields={SIGNED_AT: versions.signed_at(now)},
     )
     last = Metadata(timestamp)
-    last.sign(online["timestamp"])
+    last.sign(signers["timestamp"])
     signed["timestamp.json"] = to_bytes(last)
     settings.metadata.mkdir(parents=True, exist_ok=True)
     settings.targets.mkdir(parents=True, exist_ok=True)
@@ -91,38 +90,32 @@ def begin(
         write_atomic(settings.metadata / name, data)
 
 
-def _root(
-    signers: Sequence[Signer], threshold: int, targets: Signer, online: Mapping[str, Signer], now: float
-) -> bytes:
-    if not 1 <= threshold < len(signers):
+def _root(root_signers: Sequence[Signer], threshold: int, signers: Mapping[str, Signer], now: float) -> bytes:
+    if not 1 <= threshold < len(root_signers):
         raise Rejected(
-            f"A root threshold of {threshold} of {len(signers)} keys: one lost key would end this registry.",
+            f"A root threshold of {threshold} of {len(root_signers)} keys: one lost key would end it all.",
             "Use more root keys than the threshold.",
         )
     root = Root(1, expires=versions.expiry("root", now), consistent_snapshot=True)
-    for signer in signers:
+    for signer in root_signers:
         root.add_key(signer.public_key, "root")
     root.roles["root"].threshold = threshold
-    root.add_key(targets.public_key, "targets")
-    root.add_key(online["snapshot"].public_key, "snapshot")
-    root.add_key(online["timestamp"].public_key, "timestamp")
+    for role in ("targets", "snapshot", "timestamp"):
+        root.add_key(signers[role].public_key, role)
     metadata = Metadata(root)
-    for signer in signers:
+    for signer in root_signers:
         metadata.sign(signer, append=True)
     return to_bytes(metadata)
 
 
-def _delegations(release: Sequence[Key], director: Key) -> Delegations:
-    """The branches in the order in which a client searches them; each ends the search in its paths.
-
-    `agent` has no key yet: nobody can sign for its paths until targets names one.
-    """
+def _delegations(release: Sequence[Key], director: Key, agent: Key) -> Delegations:
+    """The branches in the order in which a client searches them; each ends the search in its paths."""
     roles = (
         DelegatedRole(DELEGATION, [key.keyid for key in release], 1, True, paths=["models/*/*"]),
         DelegatedRole(DIRECTOR, [director.keyid], 1, True, paths=["devices/*"]),
-        DelegatedRole(AGENT, [], 1, True, paths=["agent/*/*"]),
+        DelegatedRole(AGENT, [agent.keyid], 1, True, paths=["agent/*/*"]),
     )
-    keys = {key.keyid: key for key in (*release, director)}
+    keys = {key.keyid: key for key in (*release, director, agent)}
     return Delegations(keys, {role.name: role for role in roles})
 
 

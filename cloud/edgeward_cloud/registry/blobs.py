@@ -41,7 +41,7 @@ class BlobStore:
         Raises:
             Rejected: that is no sha256.
         """
-        if not _SHA256.match(sha256):
+        if not _SHA256.fullmatch(sha256):
             raise Rejected(f"Not a sha256 in hexadecimal: {sha256[:80]!r}.")
         return self._named / sha256
 

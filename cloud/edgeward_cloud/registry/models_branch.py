@@ -138,7 +138,7 @@ def _new_entries(signed: Targets, current: Targets) -> dict[str, TargetFile]:
 
 
 def _check_entry(path: str, target: TargetFile, text: bytes, blob_length: BlobLength) -> None:
-    if not _PATH.match(path):
+    if not _PATH.fullmatch(path):
         raise Rejected(f"{path[:200]!r} is not models/<name>/<version>.json.")
     found = {"sha256": hashlib.sha256(text).hexdigest()}
     if target.hashes != found or target.length != len(text):

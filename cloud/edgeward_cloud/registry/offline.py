@@ -1,4 +1,4 @@
-"""What only the offline keys can do: renew root and targets, before they expire.
+"""What only the offline keys can do: renew root, targets and the agent's branch, before they expire.
 
 Invariant: each keeps its content, gets the next version, and is signed by every root key that is there.
 """
@@ -16,17 +16,17 @@ from edgeward_wire.errors import Rejected
 
 
 def resign_offline(settings: Settings, keys: Path, *, now: float | None = None) -> dict[str, datetime]:
-    """Renew root and targets with the keys in `keys`; role -> its new expiry.
+    """Renew root, targets and the agent's branch with the keys in `keys`; role -> its new expiry.
 
     Raises:
-        Rejected: the targets key or every root key is missing, or they are not this registry's.
+        Rejected: a key is missing (one root key suffices), or they are not this registry's.
     """
     moment = time.time() if now is None else now
     roots = [_signer(path) for path in sorted(keys.glob("root-*.pem"))]
     if not roots:
         raise Rejected(f"There is no root key in {keys}.", "Name the directory with the offline keys.")
-    targets = _signer(keys / "targets.pem")
-    return Registry(settings, clock=lambda: moment).renew_offline(roots, targets)
+    targets, agent = _signer(keys / "targets.pem"), _signer(keys / "agent.pem")
+    return Registry(settings, clock=lambda: moment).renew_offline(roots, targets, agent)
 
 
 def _signer(path: Path) -> Signer:

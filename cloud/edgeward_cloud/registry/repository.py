@@ -41,6 +41,7 @@ __all__ = ["Conflict", "Registry", "Write", "role_signer", "to_bytes"]
 
 SIGNED_AT = "x-edgeward-signed-at"
 DIRECTOR = "director"
+AGENT = "agent"
 MAX_CACHED_MANIFESTS = 1024
 
 Write = Callable[[Path, bytes], None]
@@ -221,37 +222,37 @@ class Registry:
         ]
         return min(ages)
 
-    def renew_offline(self, root_signers: Sequence[Signer], targets_signer: Signer) -> dict[str, datetime]:
-        """Sign root and targets for another life; role -> new expiry.
+    def renew_offline(
+        self, root_signers: Sequence[Signer], targets_signer: Signer, agent_signer: Signer
+    ) -> dict[str, datetime]:
+        """Sign root, targets and the agent's branch for another life; role -> new expiry.
 
         Raises:
-            Rejected: these keys are not the ones that root names.
+            Rejected: these keys are not the ones that root and targets name.
         """
         with exclusive(self._lock):
             state, now = self._state(), self._clock()
-            root, targets = self.root(), self._load(state, "targets")
-            for role, metadata in (("root", root), ("targets", targets)):
-                metadata.signed.version += 1
-                metadata.signed.expires = versions.expiry(role, now)
-                metadata.signatures.clear()
-            for signer in root_signers:
-                root.sign(signer, append=True)
-            targets.sign(targets_signer)
+            root, targets, agent = self.root(), self._load(state, "targets"), self._load(state, AGENT)
+            _renew("root", root, root_signers, now)
+            _renew("targets", targets, [targets_signer], now)
+            _renew(AGENT, agent, [agent_signer], now)
             try:
                 root.signed.verify_delegate("root", root.signed_bytes, root.signatures)
                 root.signed.verify_delegate("targets", targets.signed_bytes, targets.signatures)
+                targets.signed.verify_delegate(AGENT, agent.signed_bytes, agent.signatures)
             except UnsignedMetadataError as error:
                 raise Rejected(
                     f"These are not this registry's keys: {error}.", "Use its offline/."
                 ) from error
             self._write(self._file("root", root.signed.version), to_bytes(root))
-            self._commit(state, {"targets": targets}, now)
-        return {"root": root.signed.expires, "targets": targets.signed.expires}
+            self._commit(state, {"targets": targets, AGENT: agent}, now)
+        found = {"root": root.signed.expires, "targets": targets.signed.expires}
+        return {**found, AGENT: agent.signed.expires}
 
     def expiries(self) -> dict[str, float]:
-        """Role -> expiry in Unix seconds, for those that only people can sign: root, targets, models."""
+        """Role -> expiry in Unix seconds, for what only people can sign: root, targets, models, agent."""
         state = self._state()
-        found = {role: self._load(state, role).signed.expires for role in ("targets", DELEGATION)}
+        found = {role: self._load(state, role).signed.expires for role in ("targets", DELEGATION, AGENT)}
         found["root"] = self.root().signed.expires
         return {role: when.timestamp() for role, when in found.items()}
 
@@ -428,6 +429,15 @@ def _parse(kind: type[Metadata[T]], raw: bytes, role: str) -> Metadata[T]:
         return kind.from_bytes(raw)
     except DeserializationError as error:
         raise Rejected(f"The registry is damaged: {role} cannot be read.", "Restore a backup.") from error
+
+
+def _renew(role: str, metadata: Metadata[T], signers: Iterable[Signer], now: float) -> None:
+    """Another version and life for what offline keys sign, under the signatures of these."""
+    metadata.signed.version += 1
+    metadata.signed.expires = versions.expiry(role, now)
+    metadata.signatures.clear()
+    for signer in signers:
+        metadata.sign(signer, append=True)
 
 
 def _revised(wanted: Assignment, previous: Assignment | None, now: float) -> Assignment:

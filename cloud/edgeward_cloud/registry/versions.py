@@ -19,12 +19,12 @@ LIVES: dict[str, float] = {
     "director": 30 * DAY,
     "bin": 30 * DAY,
     "models": 365 * DAY,
+    "agent": 365 * DAY,
     "targets": 365 * DAY,
     "root": 730 * DAY,
 }
 """Seconds from signing to expiry. The bins of the director are `bin-<hex>`."""
 
-OFFLINE = ("root", "targets", "models")
 WARN_S = 60 * DAY
 """How long before the expiry of what only people can sign we start to say so."""
 
