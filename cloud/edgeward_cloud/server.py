@@ -1,8 +1,8 @@
 """`edgeward-cloud up`: one process that holds all parts of the cloud, from start to stop.
 
 Invariants: parts start in the order in which they need one another and stop in the reverse one; the first
-part that fails stops all of them, and its reason is the one line that a person reads; systemd hears READY when
-everything serves, and its watchdog is fed only while the event loop and the database make progress.
+part that fails stops all of them, and its reason is the one line that a person reads; systemd hears READY
+when everything serves, and its watchdog is fed only while the event loop turns and the database answers.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -28,13 +30,13 @@ from edgeward_cloud.director import Director
 from edgeward_cloud.ingest import Ingest
 from edgeward_cloud.mqtt import Inbox, Link
 from edgeward_cloud.notify import Notifier
-from edgeward_cloud.pki import Pki
+from edgeward_cloud.pki import Pki, TlsFiles
 from edgeward_cloud.registry import Registry
 from edgeward_cloud.services import Services
 from edgeward_cloud.settings import Settings
 from edgeward_cloud.store import operations, streams
 from edgeward_cloud.store.database import Store, open_store
-from edgeward_wire.errors import Unavailable
+from edgeward_wire.errors import EdgewardError, Rejected, Unavailable
 
 BROKER_READY_S = 20.0
 GRACE_S = 10
@@ -62,7 +64,7 @@ async def _serve(settings: Settings) -> None:
         stop = stack.enter_context(_signals())
         listener = stack.enter_context(_listening(settings))
         store = await stack.enter_async_context(open_store(settings.database_url))
-        pki, registry = Pki(settings.pki), Registry(settings)
+        pki, registry = _pki(settings), Registry(settings)
         broker = (
             await stack.enter_async_context(_broker(settings, store)) if settings.broker.managed else None
         )
@@ -115,7 +117,7 @@ class _Parts:
         """Until somebody wants the cloud to stop, or a part ends, or `also` does.
 
         Raises:
-            Exception: what the part raised. Unavailable: it just ended.
+            EdgewardError: what the part failed of.
         """
         wish = asyncio.create_task(self._stop.wait())
         waited: set[asyncio.Task[Any]] = {wish, *self._tasks}
@@ -126,8 +128,7 @@ class _Parts:
         finally:
             wish.cancel()
         for task in done & set(self._tasks):
-            task.result()
-            raise Unavailable(f"The cloud's {self._tasks[task]} ended by itself.", "See the log.")
+            raise _failure(self._tasks[task], task.exception())
 
     @property
     def stopping(self) -> bool:
@@ -139,6 +140,16 @@ class _Parts:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _failure(name: str, error: BaseException | None) -> EdgewardError:
+    if isinstance(error, EdgewardError):
+        return error
+    if error is None:
+        return Unavailable(f"The cloud's {name} ended by itself.", "See the log.")
+    _log.error("The cloud's %s failed.", name, exc_info=error)
+    what = f"The cloud's {name} failed: {type(error).__name__}: {error}"
+    return Unavailable(what, "This is a mistake of Edgeward's: please report it with the log.")
 
 
 @contextmanager
@@ -174,6 +185,19 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
                 "Stop the program that listens there, or change [http] in cloud.toml.",
             ) from error
         yield listener
+
+
+def _pki(settings: Settings) -> Pki:
+    pki = Pki(settings.pki)
+    needed = (*_files(pki.server), *_files(pki.cloud_client), pki.server_ca, pki.device_ca)
+    for path in needed:
+        if not os.access(path, os.R_OK):
+            raise Rejected(f"{path} is missing or cannot be read.", "Restore it from a backup.")
+    return pki
+
+
+def _files(files: TlsFiles) -> tuple[Path, Path]:
+    return files.certificate, files.key
 
 
 @asynccontextmanager
@@ -229,7 +253,7 @@ async def _running_http(parts: _Parts, services: Services, listener: socket.sock
     )
     task = parts.start("HTTPS server", server.serve(sockets=[listener]))
     try:
-        while not server.started:
+        while not server.started and not parts.stopping:
             await parts.first_to_end(asyncio.create_task(asyncio.sleep(0.02)))
         yield
     finally:
