@@ -48,7 +48,6 @@ _UNREADABLE = (
     KeyError,
     RuntimeError,  # an encrypted member; NotImplementedError, a strange compression, is one too
 )
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
 
 # --- made on the operator's machine
@@ -107,10 +106,11 @@ def find_pictures(directory: Path, limit: int = 10_000) -> list[Path]:
     """The pictures of a directory (or the one file), in order of name. Raises Rejected when there is none."""
     if directory.is_file():
         return [directory]
-    found = sorted(p for p in directory.glob("*") if p.suffix.lower() in PICTURE_SUFFIXES)[:limit]
+    found = sorted(p for p in directory.glob("*") if p.suffix.lower() in images.PICTURE_SUFFIXES)[:limit]
     if not found:
         raise Rejected(
-            f"{directory} holds no pictures.", f"Put {', '.join(sorted(PICTURE_SUFFIXES))} files there."
+            f"{directory} holds no pictures.",
+            f"Put {', '.join(sorted(images.PICTURE_SUFFIXES))} files there.",
         )
     return found
 

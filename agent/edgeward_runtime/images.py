@@ -21,6 +21,7 @@ Interpolation = Literal["nearest", "linear", "cubic", "area"]
 
 MAX_PICTURE_BYTES = 64 << 20
 MAX_SIDE = 16384
+PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 _INTERPOLATIONS: dict[str, int] = {
     "nearest": cv2.INTER_NEAREST,
     "linear": cv2.INTER_LINEAR,

@@ -65,6 +65,8 @@ class PlanOutcome(Open):
     """Paired latency against the fastest plan; below 1 is faster."""
     load_ms: Milliseconds | None = None
     memory_mb: float | None = None
+    unverified: bool = False
+    """This kind of plan was never run on its hardware before it was released."""
 
 
 class Verdict(Open):

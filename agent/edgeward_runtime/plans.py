@@ -1,0 +1,195 @@
+"""Which plans are worth a try on a machine, and which one wins. Pure: nothing is loaded here.
+
+Preference (TensorRT, CUDA, OpenVINO, CPU) says what is tried first; only measurements say what wins.
+The fastest that passed wins; within 3 % is a tie: fewer threads, then less memory. An incumbent gives
+way only to a plan that is at least 10 % faster.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from edgeward_wire.manifest import Precision, TargetHints
+from edgeward_wire.verdict import Plan, PlanOutcome
+
+MAX_CANDIDATES = 12
+TIE = 1.03
+GAIN_TO_REPLACE = 0.90
+
+TENSORRT = "TensorrtExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+OPENVINO = "OpenVINOExecutionProvider"
+CPU = "CPUExecutionProvider"
+PREFERENCE = (TENSORRT, CUDA, OPENVINO, CPU)
+
+_WORTH: dict[str, tuple[Precision, ...]] = {
+    TENSORRT: ("int8", "fp16", "fp32"),
+    CUDA: ("fp16", "fp32", "int8"),  # its INT8 operators fall to the CPU: last
+    OPENVINO: ("int8", "fp32", "fp16"),
+    CPU: ("int8", "fp32", "fp16"),
+}
+_UNVERIFIED = frozenset({TENSORRT, CUDA})
+_MAX_VARIANTS = 3
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a plan depends on."""
+
+    arch: str
+    """As `platform.machine()` prints it."""
+    isa: frozenset[str]
+    """The processor's features by the kernel's names; empty when nobody knows."""
+    providers: tuple[str, ...]
+    """What this build of ONNX Runtime was compiled with."""
+
+
+@dataclass(frozen=True)
+class VariantFacts:
+    """What a plan needs to know of a variant."""
+
+    precision: Precision
+    sha256: str
+    targets: TargetHints = field(default_factory=TargetHints)
+
+
+def candidates(
+    variants: Mapping[str, VariantFacts],
+    machine: Machine,
+    *,
+    threads: int,
+    only: Sequence[str] = (),
+    scratch: str = "",
+) -> list[Plan]:
+    """At most `MAX_CANDIDATES` plans, the most promising first.
+
+    `threads` is the budget; `only` names providers (with or without `ExecutionProvider`) and includes
+    them even if this build lacks them, so that the verdict says so; `scratch` is where engines are cached.
+    """
+    wanted = {provider_name(name) for name in only}
+    providers = [p for p in PREFERENCE if (p in wanted if wanted else p in machine.providers)]
+    providers += sorted(wanted - set(PREFERENCE))
+    found: list[Plan] = []
+    for provider in providers:
+        fitting = {name: v for name, v in variants.items() if fits(v.targets, machine, provider)}
+        found += _of_provider(provider, fitting, machine, threads, scratch)
+    return found[:MAX_CANDIDATES]
+
+
+def provider_name(name: str) -> str:
+    """`cpu`, `CPU`, `CPUExecutionProvider` -> ONNX Runtime's name."""
+    short = name.removesuffix("ExecutionProvider")
+    known = {p.removesuffix("ExecutionProvider").lower(): p for p in PREFERENCE}
+    return known.get(short.lower(), f"{short}ExecutionProvider")
+
+
+def fits(targets: TargetHints, machine: Machine, provider: str) -> bool:
+    """Whether a variant's hints allow this machine and provider; empty hints allow all."""
+    if targets.arch and machine.arch not in targets.arch:
+        return False
+    if targets.isa and machine.isa and not set(targets.isa) <= machine.isa:
+        return False
+    return not targets.providers or provider in {provider_name(p) for p in targets.providers}
+
+
+def unverified(plan: Plan) -> bool:
+    """Whether this kind of plan has never run on its hardware in our hands."""
+    return plan.provider in _UNVERIFIED
+
+
+def choose(outcomes: Sequence[PlanOutcome], incumbent: Plan | None = None) -> int | None:
+    """The index of the winner among those that passed, or None."""
+    passed = {k: o for k, o in enumerate(outcomes) if o.outcome == "passed"}
+    slowness = {k: o.ratio for k, o in passed.items() if o.ratio is not None}
+    if not slowness:  # without finals the screening decides; with them, who is not in them lost there
+        slowness = {k: o.p50_ms for k, o in passed.items() if o.p50_ms is not None}
+    if not slowness:
+        return None
+
+    def cost(k: int) -> tuple[int, float, float]:
+        memory = passed[k].memory_mb
+        return passed[k].plan.threads, math.inf if memory is None else memory, slowness[k]
+
+    limit = min(slowness.values()) * TIE
+    best = min((k for k, slow in slowness.items() if slow <= limit), key=cost)
+    held = next((k for k in slowness if passed[k].plan == incumbent), None)
+    if held is not None and slowness[best] > slowness[held] * GAIN_TO_REPLACE:
+        return held
+    return best
+
+
+def _of_provider(
+    provider: str, variants: Mapping[str, VariantFacts], machine: Machine, threads: int, scratch: str
+) -> list[Plan]:
+    worth = _WORTH.get(provider, ("int8", "fp16", "fp32"))
+    names = sorted(variants, key=lambda name: (worth.index(variants[name].precision), name))
+    if provider == CPU:
+        return _cpu(names, variants, machine, threads)
+    plans = []
+    for name in names[:_MAX_VARIANTS]:
+        options = _OPTIONS.get(provider, _no_options)(variants[name], threads, scratch)
+        plans.append(Plan(provider=provider, variant=name, threads=1, options=options))
+    return plans
+
+
+def _cpu(
+    names: Sequence[str], variants: Mapping[str, VariantFacts], machine: Machine, threads: int
+) -> list[Plan]:
+    """Each variant as it is, on the whole budget and on one thread; then with the options that may help."""
+    counts = sorted({threads, 1}, reverse=True)
+    plain = [Plan(provider=CPU, variant=name, threads=n) for name in names[:_MAX_VARIANTS] for n in counts]
+    special = [
+        Plan(provider=CPU, variant=name, threads=n, session=session)
+        for name in names[:_MAX_VARIANTS]
+        for session in _cpu_sessions(variants[name].precision, machine)
+        for n in counts
+    ]
+    return plain + special
+
+
+def _cpu_sessions(precision: Precision, machine: Machine) -> list[dict[str, str]]:
+    if machine.arch == "x86_64" and precision == "int8" and "avx512_vnni" not in machine.isa:
+        # Without VNNI the sums of U8S8 saturate at 16 bits: exact is slower, and may be the one that passes.
+        return [{"session.x64quantprecision": "1"}]
+    if machine.arch == "aarch64" and precision == "fp32" and "bf16" in machine.isa:
+        return [{"mlas.enable_gemm_fastmath_arm64_bfloat16": "1"}]
+    return []
+
+
+def _tensorrt(variant: VariantFacts, threads: int, scratch: str) -> dict[str, str]:
+    options = {"device_id": "0"}
+    if variant.precision == "int8":
+        options["trt_int8_enable"] = "1"
+    elif variant.precision == "fp16":
+        options["trt_fp16_enable"] = "1"
+    if scratch:
+        options |= {
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": scratch,
+            # TensorRT's own key ignores the weights: two models of one architecture would share an engine.
+            "trt_engine_cache_prefix": variant.sha256[:32],
+            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_path": scratch,
+        }
+    return options
+
+
+def _cuda(variant: VariantFacts, threads: int, scratch: str) -> dict[str, str]:
+    return {"device_id": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+
+
+def _openvino(variant: VariantFacts, threads: int, scratch: str) -> dict[str, str]:
+    return {"device_type": "CPU", "num_of_threads": str(threads)}
+
+
+def _no_options(variant: VariantFacts, threads: int, scratch: str) -> dict[str, str]:
+    return {}
+
+
+_OPTIONS: dict[str, Callable[[VariantFacts, int, str], dict[str, str]]] = {
+    TENSORRT: _tensorrt,
+    CUDA: _cuda,
+    OPENVINO: _openvino,
+}

@@ -1,0 +1,98 @@
+"""Slots hand frames from the capture threads to the one inference thread.
+
+`latest`: the newest frame wins, and the one that it replaces is counted as dropped. `every`: the capture
+waits until its frame has been taken, so that a file plays as fast as inference goes and no faster.
+The sources are taken in turn. Invariant: a frame is handed out once, or counted as dropped, or given
+back when the slots close.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from edgeward_runtime.images import U8
+from edgeward_runtime.sources.options import SlotPolicy
+
+_SPARE_BUFFERS = 3
+
+
+@dataclass
+class Frame:
+    """One picture on its way. Times are of the monotonic clock, in seconds; durations in milliseconds."""
+
+    source: int
+    image: U8
+    captured_at: float
+    capture_ms: float
+    decode_ms: float
+    spare: deque[U8] = field(default_factory=lambda: deque(maxlen=_SPARE_BUFFERS), repr=False)
+
+    def release(self) -> None:
+        """Give the picture's memory back for the next one: it must not be read any more."""
+        self.spare.append(self.image)
+
+
+class Slots:
+    """One slot for each source. `put` is for capture threads, `take` for the inference thread."""
+
+    def __init__(self, policies: Sequence[SlotPolicy]) -> None:
+        self._policies = tuple(policies)
+        self._frames: list[Frame | None] = [None] * len(policies)
+        self._dropped = [0] * len(policies)
+        self._turn = 0
+        self._closed = False
+        self._lock = threading.Lock()
+        self._filled = threading.Condition(self._lock)
+        self._emptied = threading.Condition(self._lock)
+
+    def put(self, frame: Frame) -> bool:
+        """Hand a frame over; with `every` this returns when it was taken. False: the slots are closed."""
+        at = frame.source
+        with self._lock:
+            if self._closed:
+                return False
+            before = self._frames[at]
+            if before is not None:
+                self._dropped[at] += 1
+                before.release()
+            self._frames[at] = frame
+            self._filled.notify()
+            if self._policies[at] == "every":
+                self._emptied.wait_for(lambda: self._closed or self._frames[at] is not frame)
+            return not self._closed
+
+    def take(self, stop: Callable[[], bool]) -> Frame | None:
+        """The next frame, sources in turn; None once `stop()` holds or the slots are closed (see `wake`)."""
+        with self._lock:
+            while not (self._closed or stop()):
+                for step in range(len(self._frames)):
+                    at = (self._turn + step) % len(self._frames)
+                    frame = self._frames[at]
+                    if frame is not None:
+                        self._frames[at] = None
+                        self._turn = at + 1
+                        self._emptied.notify_all()
+                        return frame
+                self._filled.wait()
+            return None
+
+    def wake(self) -> None:
+        """Let everyone who waits in `take` look at its `stop` again."""
+        with self._lock:
+            self._filled.notify_all()
+
+    def take_dropped(self) -> list[int]:
+        """How many frames each source lost since the last call."""
+        with self._lock:
+            dropped, self._dropped = self._dropped, [0] * len(self._dropped)
+            return dropped
+
+    def close(self) -> None:
+        """Everybody returns, now and from here on."""
+        with self._lock:
+            self._closed = True
+            self._filled.notify_all()
+            self._emptied.notify_all()

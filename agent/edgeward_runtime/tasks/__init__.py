@@ -1,0 +1,31 @@
+"""Tasks: what the outputs of a model mean. One file is one task; one row below makes it known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy.typing as npt
+
+from edgeward_runtime.sessions import Port
+from edgeward_runtime.tasks.answer import Answer
+from edgeward_runtime.tasks.classification import Classification
+from edgeward_wire.contract import Contract
+from edgeward_wire.errors import Rejected
+
+Reader = Callable[[Sequence[npt.NDArray[Any]]], Answer]
+"""The outputs of one run, in the graph's order -> the answer. Raises RunFailed."""
+
+TASKS: dict[str, Callable[[Contract, Sequence[Port], Sequence[str]], Reader]] = {
+    "classification": Classification,
+}
+
+
+def reader(contract: Contract, outputs: Sequence[Port], labels: Sequence[str]) -> Reader:
+    """What reads the outputs of this contract's task. Raises Rejected for a task that is not known."""
+    make = TASKS.get(contract.task)
+    if make is None:
+        raise Rejected(
+            f"This release does not run the task {contract.task!r}.", f"It runs: {', '.join(sorted(TASKS))}."
+        )
+    return make(contract, outputs, labels)
