@@ -168,18 +168,16 @@ class QualifyDone(Document):
     verdict: Verdict
 
 
+RunnerMessage = Ready | ServingNow | ServeFailed | WindowClosed | ResultSeen | SourceChanged | Heartbeat
+QualifyMessage = QualifyProgress | QualifyDone
+
 ToRunner = Annotated[Configure | Serve, Field(discriminator="kind")]
-FromRunner = Annotated[
-    Ready | ServingNow | ServeFailed | WindowClosed | ResultSeen | SourceChanged | Heartbeat,
-    Field(discriminator="kind"),
-]
-FromQualify = Annotated[QualifyProgress | QualifyDone, Field(discriminator="kind")]
+FromRunner = Annotated[RunnerMessage, Field(discriminator="kind")]
+FromQualify = Annotated[QualifyMessage, Field(discriminator="kind")]
 
 TO_RUNNER: TypeAdapter[Configure | Serve] = TypeAdapter(ToRunner)
-FROM_RUNNER: TypeAdapter[
-    Ready | ServingNow | ServeFailed | WindowClosed | ResultSeen | SourceChanged | Heartbeat
-] = TypeAdapter(FromRunner)
-FROM_QUALIFY: TypeAdapter[QualifyProgress | QualifyDone] = TypeAdapter(FromQualify)
+FROM_RUNNER: TypeAdapter[RunnerMessage] = TypeAdapter(FromRunner)
+FROM_QUALIFY: TypeAdapter[QualifyMessage] = TypeAdapter(FromQualify)
 
 
 def encode(message: Document) -> bytes:

@@ -57,9 +57,15 @@ class Machine:
     memory_mb: float
     os: str
     board: str
-    isa: tuple[str, ...]
+    features: frozenset[str]
+    """All of the processor's, by the kernel's names; empty when nobody knows."""
     runtime: dict[str, str]
     """Distribution -> version."""
+
+    @property
+    def isa(self) -> tuple[str, ...]:
+        """The features that matter to inference."""
+        return tuple(sorted(self.features & _ISA))
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -90,7 +96,7 @@ def this_machine() -> Machine:
         memory_mb=round(_meminfo("MemTotal"), 1),
         os=release.get("PRETTY_NAME", platform.system())[:200],
         board=_board()[:200],
-        isa=_isa(),
+        features=frozenset((_cpuinfo("flags") or _cpuinfo("Features")).split()),
         runtime=_runtime(),
     )
 
@@ -128,11 +134,6 @@ def _runtime() -> dict[str, str]:
 def _board() -> str:
     board = _read("/proc/device-tree/model").rstrip("\0") or _read("/sys/class/dmi/id/product_name")
     return board or _cpuinfo("model name")
-
-
-def _isa() -> tuple[str, ...]:
-    flags = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
-    return tuple(sorted(flags & _ISA))
 
 
 def _cpuinfo(key: str) -> str:

@@ -1,0 +1,238 @@
+"""What the device says of itself: retained documents, events, windows, metrics, and status.json.
+
+Invariants: called on the machine's thread only. Retained documents go out when they change and on every
+connect; mere progress at most once a second. Faults are told as transitions: once when something breaks,
+once when it works again. Nothing here blocks on the broker or fails for it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Literal, Protocol
+
+from edgeward_agent.status import STATUS_FILE, Figures, StatusFile, write_status
+from edgeward_agent.sysinfo import Machine
+from edgeward_wire import __version__
+from edgeward_wire.ack import Ack
+from edgeward_wire.event import Event, Fault, Happening
+from edgeward_wire.metrics import flat_metrics
+from edgeward_wire.reported import PipelineReport, Reported
+from edgeward_wire.result import ResultMessage
+from edgeward_wire.status import Birth
+from edgeward_wire.telemetry import Measures, Window
+
+log = logging.getLogger(__name__)
+
+PROGRESS_S = 1.0
+Direct = Literal["birth", "reported", "metrics", "result"]
+
+
+class Outlet(Protocol):
+    """The part of `mqtt.Link` that is used here."""
+
+    @property
+    def connected(self) -> bool: ...
+
+    def publish(self, kind: Direct, payload: bytes) -> bool: ...
+
+    def wake(self) -> None: ...
+
+
+class Store(Protocol):
+    """The part of `spool.Spool` that is used here."""
+
+    @property
+    def fault(self) -> str: ...
+
+    def append_window(
+        self, measures: Measures, *, clock: Literal["trusted", "untrusted"] = "trusted"
+    ) -> Window | None: ...
+
+    def append_event(self, what: Happening, *, time: float) -> Event | None: ...
+
+    def acked(self, ack: Ack) -> None: ...
+
+
+class Reporter:
+    """Speaks for one device and one run of the daemon."""
+
+    def __init__(
+        self,
+        *,
+        device: str,
+        fleet: str,
+        boot_id: str,
+        state: Path,
+        spool: Store,
+        machine: Machine,
+        pipelines: Mapping[str, tuple[str, ...]],
+        clock: Callable[[], float] = time.time,
+        clock_trusted: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._device = device
+        self._fleet = fleet
+        self._boot_id = boot_id
+        self._path = state / STATUS_FILE
+        self._spool = spool
+        self._machine = machine
+        self._pipelines = dict(pipelines)
+        self._clock = clock
+        self._clock_trusted = clock_trusted
+        self._started_at = clock()
+        self._link: Outlet | None = None
+        self._told: Reported | None = None
+        self._told_at = -PROGRESS_S
+        self._figures: dict[str, dict[str, Figures]] = {}
+        self._faults: dict[str, str] = {}
+        self._status_due = True
+        self._broker = False
+
+    def attach(self, link: Outlet) -> None:
+        """Where to publish; before it, all stays in the spool and in status.json."""
+        self._link = link
+
+    def connected(self) -> None:
+        """The broker is there (again): it may have forgotten what it retained."""
+        self._publish("birth", self.birth().to_bytes())
+        if self._told is not None:
+            self._publish("reported", self._told.to_bytes())
+        self._status_due = True
+
+    def birth(self) -> Birth:
+        """Who this device is."""
+        machine = self._machine
+        return Birth(
+            device=self._device,
+            boot_id=self._boot_id,
+            time=self._clock(),
+            agent=__version__,
+            arch=machine.arch,
+            cores=machine.cores,
+            memory_mb=machine.memory_mb,
+            os=machine.os,
+            board=machine.board,
+            isa=machine.isa,
+            runtime=machine.runtime,
+            pipelines=self._pipelines,
+        )
+
+    def reported(
+        self, pipelines: Mapping[str, PipelineReport], *, revision: int, registry: str, now: float
+    ) -> None:
+        """What runs now; told when it differs from what was told. `now` in monotonic seconds."""
+        new = Reported(
+            device=self._device,
+            boot_id=self._boot_id,
+            time=self._clock(),
+            revision=revision,
+            pipelines=dict(pipelines),
+            registry=registry[:200],
+        )
+        told = self._told
+        due = now - self._told_at >= PROGRESS_S
+        if told is None or _essence(new) != _essence(told) or (due and new.pipelines != told.pipelines):
+            self._tell(new, now)
+        if self._link is not None and self._link.connected != self._broker:
+            self._broker = self._link.connected
+            self._status_due = True
+        if self._status_due:
+            self._write_status()
+
+    def _tell(self, new: Reported, now: float) -> None:
+        self._told, self._told_at = new, now
+        self._status_due = True
+        self._publish("reported", new.to_bytes())
+
+    def happening(self, what: Happening) -> None:
+        """One event, spooled."""
+        self._spool.append_event(what, time=self._clock())
+        if self._link is not None:
+            self._link.wake()
+
+    def fault(self, subject: str, detail: str) -> None:
+        """The present fault of a subject; empty when it works. Only changes are told."""
+        before = self._faults.get(subject, "")
+        if bool(before) == bool(detail):
+            return
+        if detail:
+            log.warning("%s: %s", subject, detail)
+            self._faults[subject] = detail
+        else:
+            log.info("%s: works again", subject)
+            del self._faults[subject]
+        self.happening(Fault(subject=subject[:200], recovered=not detail, detail=(detail or before)[:2000]))
+
+    def windows(self, measures: Iterable[Measures]) -> None:
+        """Telemetry windows: spooled, and flattened for other people's dashboards."""
+        measures = tuple(measures)
+        clock: Literal["trusted", "untrusted"] = "trusted" if self._clock_trusted() else "untrusted"
+        for window in measures:
+            self._spool.append_window(window, clock=clock)
+            self._figures.setdefault(window.pipeline, {})[window.source] = _figures(window)
+        self._publish("metrics", _json(flat_metrics(measures)))
+        if self._link is not None:
+            self._link.wake()
+        self._status_due = True
+
+    def result(self, result: ResultMessage) -> None:
+        """What the model saw."""
+        self._publish("result", result.to_bytes())
+
+    def _publish(self, kind: Direct, payload: bytes) -> None:
+        if self._link is not None and self._link.connected:
+            self._link.publish(kind, payload)
+
+    def _write_status(self) -> None:
+        if self._told is None:
+            return
+        self._status_due = False
+        status = StatusFile(
+            agent=__version__,
+            pid=os.getpid(),
+            device=self._device,
+            fleet=self._fleet,
+            started_at=self._started_at,
+            broker=self._broker,
+            reported=self._told,
+            figures=self._figures,
+        )
+        try:
+            write_status(self._path, status)
+        except OSError as error:
+            self.fault("status", f"status.json cannot be written: {error.strerror}")
+        else:
+            self.fault("status", "")
+
+
+def _essence(reported: Reported) -> object:
+    """A document without what changes all the time: time, progress, detail."""
+    pipelines = {
+        name: p.model_copy(
+            update={
+                "update": p.update.model_copy(update={"progress": 0.0, "detail": ""}) if p.update else None
+            }
+        )
+        for name, p in reported.pipelines.items()
+    }
+    return pipelines, reported.revision, reported.registry
+
+
+def _figures(window: Measures) -> Figures:
+    whole = window.stages.get("end_to_end")
+    return Figures(
+        fps=round(window.fps, 2),
+        p50_ms=round(whole.percentile(0.5), 2) if whole else 0,
+        p99_ms=round(whole.percentile(0.99), 2) if whole else 0,
+        dropped=window.dropped,
+        errors=window.errors,
+        seen=max(window.labels, key=lambda label: window.labels[label], default=""),
+    )
+
+
+def _json(flat: Mapping[str, float]) -> bytes:
+    return json.dumps(flat, sort_keys=True, separators=(",", ":")).encode()
