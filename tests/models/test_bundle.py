@@ -1,0 +1,176 @@
+"""Bundles: the same inputs give the same content, blobs are what they are named, faults say what to do."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from edgeward_models.bundle import STEPS, Bundle, BundleRequest, make_bundle
+from edgeward_wire.document import parse
+from edgeward_wire.errors import Rejected
+from edgeward_wire.manifest import Manifest
+from runtime import builders
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """An INT8 classifier with its labels and its sidecar."""
+    path = builders.int8_classifier(tmp_path / "colours.onnx")
+    builders.labels_file(tmp_path / "labels.txt")
+    builders.sidecar_file(tmp_path / "colours.toml")
+    return path
+
+
+def bundle(model: Path, out: Path, **how: object) -> Bundle:
+    return make_bundle(BundleRequest(model, **how), out)  # type: ignore[arg-type]
+
+
+def test_a_bundle_is_whole(model: Path, tmp_path: Path) -> None:
+    made = bundle(model, tmp_path / "out")
+    refs = made.manifest.blobs()
+    assert {ref.sha256 for ref in refs} == set(made.blobs)
+    for ref in refs:
+        raw = made.blobs[ref.sha256].read_bytes()
+        assert (hashlib.sha256(raw).hexdigest(), len(raw)) == (ref.sha256, ref.length)
+    assert made.manifest.requires == ("classification",)
+    assert made.manifest.name == "colours"
+    assert made.manifest.variants["int8"].precision == "int8"
+    assert parse(Manifest, made.manifest.to_bytes()) == made.manifest
+
+
+def test_the_same_inputs_give_the_same_content(model: Path, tmp_path: Path) -> None:
+    one = bundle(model, tmp_path / "one", created="2026-01-01T00:00:00Z")
+    two = bundle(model, tmp_path / "two", created="2027-01-01T00:00:00Z")
+    assert one.content == two.content
+    assert set(one.blobs) == set(two.blobs)
+
+
+def test_other_inputs_give_other_content(model: Path, tmp_path: Path) -> None:
+    first = bundle(model, tmp_path / "a").content
+    builders.int8_classifier(model, salt=40)
+    assert bundle(model, tmp_path / "b").content != first
+    samples = builders.picture_directory(tmp_path / "pictures")
+    builders.int8_classifier(model)
+    assert bundle(model, tmp_path / "c", flags={"samples": str(samples)}).content != first
+
+
+def test_noise_is_weak_evidence_and_pictures_are_strong(model: Path, tmp_path: Path) -> None:
+    weak = bundle(model, tmp_path / "weak")
+    assert weak.weak
+    assert any("weak" in note for note in weak.notes)
+    samples = builders.picture_directory(tmp_path / "pictures")
+    strong = bundle(model, tmp_path / "strong", flags={"samples": str(samples)})
+    assert not strong.weak
+
+
+def test_golden_outputs_are_the_right_answers(model: Path, tmp_path: Path) -> None:
+    samples = builders.picture_directory(tmp_path / "pictures", ("blue", "red", "green"))
+    made = bundle(model, tmp_path / "out", flags={"samples": str(samples)})
+    with np.load(made.blobs[made.manifest.variants["int8"].golden.sha256]) as arrays:
+        answers = [int(arrays[f"out.{k}.logits"].argmax()) for k in range(3)]
+    assert answers == [2, 0, 1]
+
+
+def test_a_float_model_needs_a_reason(tmp_path: Path) -> None:
+    path = builders.classifier(tmp_path / "colours.onnx")
+    builders.labels_file(tmp_path / "labels.txt")
+    builders.sidecar_file(tmp_path / "colours.toml")
+    with pytest.raises(Rejected, match="not INT8") as caught:
+        bundle(path, tmp_path / "out")
+    assert "--allow-float" in caught.value.next_step
+    made = bundle(path, tmp_path / "out", allow_float="a trial")
+    assert made.manifest.float_reason == "a trial"
+    assert list(made.manifest.variants) == ["fp32"]
+
+
+def test_an_empty_reason_is_none(tmp_path: Path) -> None:
+    path = builders.classifier(tmp_path / "colours.onnx")
+    labels = builders.labels_file(tmp_path / "labels.txt")
+    with pytest.raises(Rejected, match="not INT8"):
+        bundle(path, tmp_path / "out", allow_float="  ", flags={"labels": str(labels)})
+
+
+def test_an_int8_model_keeps_no_reason(model: Path, tmp_path: Path) -> None:
+    assert bundle(model, tmp_path / "out", allow_float="not needed").manifest.float_reason is None
+
+
+def test_a_model_without_products_needs_no_reason(tmp_path: Path) -> None:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])
+    graph = helper.make_graph([helper.make_node("Softmax", ["x"], ["y"])], "g", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model.SerializeToString())
+    made = bundle(path, tmp_path / "out", flags={"task": "tensor"})
+    assert "no convolutions" in (made.manifest.float_reason or "")
+    assert made.manifest.preprocess is None
+
+
+def test_missing_labels_say_how_to_give_them(model: Path, tmp_path: Path) -> None:
+    model.with_suffix(".toml").unlink()
+    with pytest.raises(Rejected, match="labels") as caught:
+        bundle(model, tmp_path / "out")
+    assert "--labels" in caught.value.next_step
+
+
+def test_labels_are_counted(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("red\ngreen\n")
+    with pytest.raises(Rejected, match="2 labels, but logits has 3 scores"):
+        bundle(model, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "raw", [b"red\r\ngreen\r\nblue\r\n", b"\xef\xbb\xbfred\ngreen\nblue", b"red\ngreen \nblue\n\n"]
+)
+def test_labels_come_out_the_same_however_they_were_saved(model: Path, tmp_path: Path, raw: bytes) -> None:
+    (tmp_path / "labels.txt").write_bytes(raw)
+    made = bundle(model, tmp_path / "out")
+    assert made.manifest.labels is not None
+    assert made.blobs[made.manifest.labels.sha256].read_text() == "red\ngreen\nblue\n"
+
+
+def test_labels_that_are_no_text_are_refused(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_bytes(b"\xff\xfe\x00\xd8")
+    with pytest.raises(Rejected, match="UTF-8"):
+        bundle(model, tmp_path / "out")
+
+
+def test_flags_win_over_the_sidecar(model: Path, tmp_path: Path) -> None:
+    made = bundle(model, tmp_path / "out", flags={"name": "other", "inputs": {"image": {"colour": "bgr"}}})
+    assert made.manifest.name == "other"
+    image = made.manifest.contract.source.image
+    assert image is not None
+    assert image.colour == "bgr"
+
+
+def test_samples_without_pictures_are_refused(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    with pytest.raises(Rejected, match="no pictures"):
+        bundle(model, tmp_path / "out", flags={"samples": str(tmp_path / "none")})
+
+
+def test_a_manifest_that_would_be_too_large_is_refused(tmp_path: Path) -> None:
+    ports = [helper.make_tensor_value_info(f"c{k}", TensorProto.FLOAT, [4096]) for k in range(8)]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [4096])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [4096])
+    node = helper.make_node("Sum", ["x", *(p.name for p in ports)], ["y"])
+    graph = helper.make_graph([node], "g", [x, *ports], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model.SerializeToString())
+    consts = {p.name: {"const": [0.123456789012345] * 4096} for p in ports}
+    with pytest.raises(Rejected, match="manifest would be") as caught:
+        bundle(path, tmp_path / "out", flags={"task": "tensor", "inputs": consts})
+    assert "initialisers" in caught.value.next_step
+
+
+def test_progress_goes_from_nothing_to_all(model: Path, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    make_bundle(BundleRequest(model), tmp_path / "out", lambda what, done, total: told.append((done, total)))
+    assert told == [(k, len(STEPS)) for k in range(len(STEPS) + 1)]
