@@ -10,5 +10,5 @@ DIRECTORY = Path(__file__).resolve().parents[2] / "docs/schemas"
 
 
 def test_the_generated_schemas_have_not_drifted() -> None:
-    written = {path.name: path.read_text() for path in DIRECTORY.glob("*.json")}
+    written = {path.name: path.read_text() for path in DIRECTORY.iterdir()}
     assert written == schema_texts()

@@ -1,4 +1,4 @@
-"""JSON Schemas, generated from the types: `python -m edgeward_wire.schemas DIR`.
+"""JSON Schemas and the AsyncAPI document, generated from the types: `python -m edgeward_wire.schemas DIR`.
 
 `docs/schemas/` holds the generated files; a test fails when they and the types differ.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from edgeward_wire.ack import Ack, Refresh
 from edgeward_wire.assignment import Assignment
@@ -18,6 +19,7 @@ from edgeward_wire.reported import Reported
 from edgeward_wire.result import ResultMessage
 from edgeward_wire.status import Birth, Status
 from edgeward_wire.telemetry import Window
+from edgeward_wire.topics import AT_MOST_ONCE, DOWN, MAX_PAYLOAD_BYTES, RETAINED, ROOT, UP
 from edgeward_wire.verdict import Verdict
 
 DOCUMENTS: dict[str, type[Document]] = {
@@ -36,12 +38,42 @@ DOCUMENTS: dict[str, type[Document]] = {
 
 
 def schema_texts() -> dict[str, str]:
-    """File name -> JSON Schema text, for each document that crosses the wire."""
+    """File name -> text: a JSON Schema for each document that crosses the wire, and the topics' AsyncAPI."""
+    schemas = {f"{n}-1.schema.json": kind.model_json_schema(by_alias=True) for n, kind in DOCUMENTS.items()}
+    documents = {**schemas, "asyncapi.json": asyncapi()}
     return {
-        f"{name}-1.schema.json": json.dumps(kind.model_json_schema(by_alias=True), indent=2, sort_keys=True)
-        + "\n"
-        for name, kind in DOCUMENTS.items()
+        name: json.dumps(document, indent=2, sort_keys=True) + "\n" for name, document in documents.items()
     }
+
+
+def asyncapi() -> dict[str, Any]:
+    """AsyncAPI 3: every topic, who publishes on it, and what. `send` is the device's side."""
+    kinds = [("up", kind, "send") for kind in UP] + [("down", kind, "receive") for kind in DOWN]
+    channels, operations = {}, {}
+    for direction, kind, action in kinds:
+        channels[kind] = {
+            "address": f"{ROOT}/{{device}}/{direction}/{kind}",
+            "parameters": {"device": {"description": "The device's id: its certificate's CN."}},
+            "messages": {kind: {"payload": _payload(kind)}},
+        }
+        operations[f"{action}-{kind}"] = {
+            "action": action,
+            "channel": {"$ref": f"#/channels/{kind}"},
+            "bindings": {"mqtt": {"qos": 0 if kind in AT_MOST_ONCE else 1, "retain": kind in RETAINED}},
+        }
+    about = f"MQTT 5 over mutual TLS; a payload is at most {MAX_PAYLOAD_BYTES} bytes of JSON."
+    return {
+        "asyncapi": "3.0.0",
+        "info": {"title": "Edgeward devices", "version": "1", "description": about},
+        "channels": channels,
+        "operations": operations,
+    }
+
+
+def _payload(kind: str) -> dict[str, Any]:
+    if kind == "metrics":  # flat on purpose: other people's dashboards read it
+        return {"type": "object", "additionalProperties": {"type": "number"}}
+    return {"$ref": f"./{kind}-1.schema.json"}
 
 
 def main() -> None:
