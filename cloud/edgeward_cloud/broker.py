@@ -313,7 +313,7 @@ class Broker:
         )
 
     def _heard(self, line: str) -> None:
-        if line:
+        if line and "should not be run as root" not in line:  # it is told to: see `_configuration`
             self._tail.append(line[:500])
             log.log(
                 logging.WARNING if line.startswith("Error") else logging.DEBUG, "mosquitto: %s", line[:500]

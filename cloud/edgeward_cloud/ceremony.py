@@ -8,6 +8,7 @@ are 0600; root's threshold is one of two keys, so that one may be lost.
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 from edgeward_cloud.files import PRIVATE, write_atomic
 from edgeward_cloud.keys import Signer, new_key
 from edgeward_cloud.operators import new_token
-from edgeward_cloud.pki import Pki
+from edgeward_cloud.pki import Pki, check_names
 from edgeward_cloud.registry.beginning import begin, root_file
 from edgeward_cloud.settings import (
     FILE,
@@ -28,7 +29,7 @@ from edgeward_cloud.settings import (
     is_wildcard,
     toml_value,
 )
-from edgeward_wire.errors import Rejected, Unavailable
+from edgeward_wire.errors import EdgewardError, Rejected, Unavailable
 from edgeward_wire.identifiers import DEVICE_PATTERN
 
 ROOT_KEYS = ("root-1", "root-2")
@@ -102,12 +103,11 @@ def create_cloud(wishes: Wishes, *, now: float | None = None) -> Settings:
         broker=BrokerSettings(bind=wishes.host, host=host, port=wishes.broker_port),
     )
     _make_directories(settings, wishes.operators)
-    Pki.create(settings.pki, wishes.names, now=moment)
-    release = {name: new_key(settings.operators / name / RELEASE_KEY) for name in wishes.operators}
-    _begin_registry(settings, list(release.values()), moment)
-    for name in wishes.operators:
-        _write_profile(settings, name, new_token(settings.operators_file, name, now=moment))
-    settings.save()
+    try:
+        _fill(settings, wishes, moment)
+    except EdgewardError:
+        _empty(directory)
+        raise
     return settings
 
 
@@ -148,8 +148,27 @@ def _check(wishes: Wishes) -> None:
     for name in wishes.operators:
         if not re.fullmatch(DEVICE_PATTERN, name):
             raise Rejected(f"{name!r} cannot be an operator's name.", "Use a-z, 0-9 and -, 63 at most.")
+    check_names(wishes.names)
     if len(set(wishes.operators)) != len(wishes.operators):
         raise Rejected("An operator is named twice.", "Name each once.")
+
+
+def _fill(settings: Settings, wishes: Wishes, now: float) -> None:
+    Pki.create(settings.pki, wishes.names, now=now)
+    release = [new_key(settings.operators / name / RELEASE_KEY) for name in wishes.operators]
+    _begin_registry(settings, release, now)
+    for name in wishes.operators:
+        _write_profile(settings, name, new_token(settings.operators_file, name, now=now))
+    settings.save()
+
+
+def _empty(directory: Path) -> None:
+    """Take back a ceremony that failed. All that is in there is ours: it was empty when we began."""
+    for path in directory.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _make_directories(settings: Settings, operators: Sequence[str]) -> None:

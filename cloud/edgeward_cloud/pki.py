@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,9 @@ MAX_CSR = 16_384
 CA_DAYS = 30 * 365
 SERVER_DAYS = 10 * 365
 """Only a machine of ours verifies it, against our own CA; it is replaced with `init`'s directory."""
+
+MAX_HOST = 253
+_HOST = re.compile(r"(\*\.)?[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*")
 
 CLOUD = "_cloud"
 VIEWER = "_viewer-"
@@ -217,6 +221,12 @@ def csr_public_key_pem(csr_pem: str) -> str:
     return _public_key(csr_pem).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
 
+def check_names(names: Iterable[str]) -> None:
+    """Raise Rejected for what cannot stand in a server certificate."""
+    for name in names:
+        _san(name)
+
+
 def new_csr(name: str = "") -> tuple[str, str]:
     """A fresh P-256 key and a CSR for it (both PEM): for tools that enrol on a dashboard's behalf."""
     key = ec.generate_private_key(ec.SECP256R1())
@@ -277,10 +287,11 @@ def _san(name: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
         pass
-    try:
-        return x509.DNSName(name)
-    except ValueError as error:
-        raise Rejected(f"{name!r} is neither a host name nor an address.") from error
+    if len(name) > MAX_HOST or not _HOST.fullmatch(name):
+        raise Rejected(
+            f"{name[:80]!r} is neither a host name nor an address.", "Use ASCII: xn--… if need be."
+        )
+    return x509.DNSName(name)
 
 
 def _moment(now: float | None) -> datetime:
