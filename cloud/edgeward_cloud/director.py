@@ -19,7 +19,7 @@ from edgeward_cloud.store.database import Store
 from edgeward_cloud.store.models import DeviceRow
 from edgeward_wire.ack import Refresh
 from edgeward_wire.assignment import Assignment
-from edgeward_wire.errors import Unavailable
+from edgeward_wire.errors import EdgewardError
 
 _BATCH = 500
 _log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Director:
             async with self._store.read() as session:
                 ids = await devices.ids(session)
             await self.sync(ids)
-        except Unavailable as error:
+        except EdgewardError as error:
             _log.error("Assignments could not be brought up to date: %s", error)
 
     async def _sign(self, ids: Sequence[str]) -> tuple[int, list[Assignment]]:

@@ -91,7 +91,7 @@ async def _serve(settings: Settings) -> None:
         await _until_broker(parts, link, managed=broker is not None)
         await director.sync_all()
         parts.start("re-signing", _resign(registry))
-        parts.start("housekeeping", _housekeeping(store, registry))
+        parts.start("housekeeping", _housekeeping(store))
         await stack.enter_async_context(_running_http(parts, services, listener))
         parts.start("watchdog", _watchdog(notifier, store))
         print(f"Edgeward cloud serves at {settings.url}", flush=True)
@@ -296,7 +296,7 @@ async def _resign(registry: Registry) -> None:
         await asyncio.sleep(min(max(due - time.time(), 1.0), HOUSEKEEPING_S))
 
 
-async def _housekeeping(store: Store, registry: Registry) -> None:
+async def _housekeeping(store: Store) -> None:
     """Forget what is old."""
     while True:
         now = time.time()
@@ -304,7 +304,6 @@ async def _housekeeping(store: Store, registry: Registry) -> None:
             async with store.write() as session:
                 await streams.prune(session, now)
                 await operations.prune_certificates(session, now)
-            await asyncio.to_thread(registry.blobs.clean, now)
         except Unavailable as error:
             _log.error("Old rows cannot be removed: %s", error)
         await asyncio.sleep(HOUSEKEEPING_S)
