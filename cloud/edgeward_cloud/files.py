@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ from edgeward_wire.errors import Rejected, Unavailable
 
 PRIVATE = 0o600
 PUBLIC = 0o644
+TEMPORARY = ".tmp"
+"""How the name of a file ends that a crash may have left behind."""
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = PUBLIC) -> None:
@@ -25,7 +28,7 @@ def write_atomic(path: Path, data: bytes, *, mode: int = PUBLIC) -> None:
     Raises:
         Unavailable: the disk is full or refuses to be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{TEMPORARY}")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
         try:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from datetime import datetime, timedelta, timezone
 
+from edgeward_cloud.files import TEMPORARY
+
 DAY = 86_400.0
 KEEP_S = 2 * DAY
 """How long a superseded file stays: a client that began before it may finish."""
@@ -66,8 +68,10 @@ def may_be_pruned(name: str, current: dict[str, int], modified: float, now: floa
     """Whether a metadata file has been out of force for long enough.
 
     `current` is role -> version in force; `modified` is when the file was superseded, for superseding
-    touches it. Roots stay for ever: a client may come from any of them.
+    touches it. Roots stay for ever: a client may come from any of them. What a crash left behind goes too.
     """
+    if name.startswith(".") and name.endswith(TEMPORARY):
+        return modified + KEEP_S < now
     parts = split_name(name)
     if parts is None or parts[1] == "root":
         return False
