@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Literal, Protocol
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -57,7 +58,8 @@ def table(
         wraps = column in ("reason", "state", "why")
         made.add_column(column, justify="right" if column in right else "left", no_wrap=not wraps)
     for row in rows:
-        made.add_row(*row)
+        # What devices and files say is text, never markup.
+        made.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
     return made
 
 
@@ -247,8 +249,7 @@ class Bars:
         if name not in self._rows:
             self._rows[name] = self._progress.add_task(name, total=1.0, state="", detail="")
         room = max(10, self._console.width - 70)
-        detail = detail.replace("[", "\\[")[:room]
-        self._progress.update(self._rows[name], completed=share, state=state, detail=detail)
+        self._progress.update(self._rows[name], completed=share, state=state, detail=escape(detail[:room]))
 
 
 class Lines:
