@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgeward_cloud.ceremony import Wishes, create_cloud
-from edgeward_cloud.keys import load_public, load_signer
+from edgeward_cloud.keys import load_public, load_signer, new_key
 from edgeward_cloud.operators import find_operator, load_operators
 from edgeward_cloud.settings import Settings
 from edgeward_wire.errors import EdgewardError, Rejected, Unavailable
@@ -134,3 +134,23 @@ def test_a_parent_that_refuses_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(EdgewardError, match="Cannot make"):
         create_cloud(Wishes(dir=tmp_path / "file" / "cloud"))
+
+
+@pytest.mark.parametrize("uri", ["hsm:", "awskms:arn", "gcpkms:x", "nonsense:x", "nothing", "file2:gone.pem"])
+def test_a_key_that_cannot_be_used_is_named(tmp_path: Path, uri: str) -> None:
+    new_key(tmp_path / "key.pem")
+    with pytest.raises(Rejected, match=uri.split(".", maxsplit=1)[0].partition(":")[0]):
+        load_signer(uri, tmp_path / "key.pub.json", base=tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"keyid": 1}', '{"keyid": "a", "keytype": "x"}'])
+def test_a_damaged_public_key_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "key.pub.json").write_text(text)
+    with pytest.raises(Rejected, match=r"key\.pub\.json is not a public key"):
+        load_public(tmp_path / "key.pub.json")
+
+
+def test_a_key_is_never_made_over_another(tmp_path: Path) -> None:
+    new_key(tmp_path / "key.pem")
+    with pytest.raises(Rejected, match="exists already"):
+        new_key(tmp_path / "key.pem")
