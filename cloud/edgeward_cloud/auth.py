@@ -77,7 +77,7 @@ class DeviceTokens:
             device = jwt.get_unverified_header(token).get("kid")
         except jwt.PyJWTError as error:
             raise _bad(str(error)) from error
-        if not isinstance(device, str) or not _DEVICE.match(device):
+        if not isinstance(device, str) or not _DEVICE.fullmatch(device):
             raise _bad("its kid is not a device")
         return device
 
