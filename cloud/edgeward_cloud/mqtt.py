@@ -38,6 +38,7 @@ SESSION_EXPIRY_S = 7 * 86_400
 DOWN_EXPIRY_S = 300
 KEEPALIVE_S = 30
 CONNECT_TIMEOUT_S = 10.0
+MAX_IN_FLIGHT = 20
 DELIVERY_TIMEOUT_S = 20.0
 BACKOFF_S = (0.5, 30.0)
 STEADY_S = 30.0
@@ -187,6 +188,8 @@ class _Connection:
             manual_ack=True,
         )
         client.tls_set_context(tls)
+        # paho ignores the broker's receive maximum, and is thrown out for it: stay below any broker's default.
+        client.max_inflight_messages_set(MAX_IN_FLIGHT)
         client.connect_timeout = CONNECT_TIMEOUT_S
         client.on_connect = self._on_connect
         client.on_subscribe = self._on_subscribe
@@ -281,8 +284,6 @@ class _Connection:
             self._reason = f"it refused us ({code})"
             client.disconnect()
             return
-        # paho ignores the broker's receive maximum, and is thrown out for it.
-        client.max_inflight_messages_set(min(getattr(properties, "ReceiveMaximum", 100), 100))
         if not flags.session_present:
             self._inbox.put(SESSION_LOST)
         client.subscribe(
