@@ -188,7 +188,7 @@ class _Connection:
             manual_ack=True,
         )
         client.tls_set_context(tls)
-        # paho ignores the broker's receive maximum, and is thrown out for it: stay below any broker's default.
+        # paho ignores the broker's receive maximum, and is thrown out for it: stay below any default.
         client.max_inflight_messages_set(MAX_IN_FLIGHT)
         client.connect_timeout = CONNECT_TIMEOUT_S
         client.on_connect = self._on_connect
