@@ -224,7 +224,7 @@ class Ingest:
         self._results: dict[str, dict[tuple[str, str], ResultMessage]] = {}
         self._complained: set[tuple[str, str]] = set()
         self.counts: Counter[str] = Counter()
-        """How many messages were stored, by kind, and how many were `invalid`."""
+        """How many messages were handled: `telemetry`, `event`, and `invalid` ones."""
         self.fault: str | None = None
         """Why nothing can be stored at this moment."""
 
