@@ -96,7 +96,7 @@ def fleet_of_one(stack: Stack, video: Path) -> int:
     camera = f'uri = "{video}"\nslot = "latest"\nrealtime = true\nloop = true'
     stack.add_device("bench-1", token, {"cam": camera})
     agent = stack.start_agent("bench-1")
-    stack.wait_for(lambda: any(d["online"] for d in stack.ctl_json("devices")), "the device", agent)
+    stack.wait_for(lambda: stack.online() == 1, "the device", agent)
     done = stack.ctl("deploy", str(MODEL), "--fleet", "bench", "--probation", "5")
     if done.returncode:
         raise RuntimeError(done.stderr)
@@ -142,11 +142,11 @@ def deploy(minutes: float) -> Iterator[Row]:
                 camera = f'uri = "{video}"\nslot = "latest"\nrealtime = true\nloop = true'
                 stack.add_device(f"bench-{k}", token, {"cam": camera})
                 stack.start_agent(f"bench-{k}")
-            stack.wait_for(lambda s=stack: sum(d["online"] for d in s.ctl_json("devices")) == 3, "devices")
+            stack.wait_for(lambda s=stack: s.online() == 3, "devices")
             began = time.monotonic()
             result = stack.ctl_json("deploy", str(MODEL), "--fleet", "bench", "--probation", "0")
             took.append(time.monotonic() - began)
-            serving.append(max(t["serving_s"] for t in result["targets"]))
+            serving.append(max(row["serving_after_s"] for row in result["devices"]))
     yield at_most("deploy", "key_press_to_serving_median", statistics.median(serving), "s", goal=30)
     yield at_most("deploy", "key_press_to_serving_worst", max(serving), "s", goal=30)
     yield Row("deploy", "whole_command_median", round(statistics.median(took), 2), "s")

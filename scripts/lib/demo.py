@@ -53,15 +53,12 @@ def start(stack: Stack, videos: dict[str, Path]) -> None:
     say(f"Enrolling {len(DEVICES)} devices into the fleet {FLEET} ...")
     stack.ctl_json("fleets", "create", FLEET)
     token = stack.ctl_json("enroll-token", "--fleet", FLEET, "--uses", str(len(DEVICES)))
+    agents = []
     for device in DEVICES:
         camera = f'uri = "{videos[device]}"\nslot = "latest"\nrealtime = true\nloop = true'
         stack.add_device(device, token["enrolment"], {"cam": camera})
-        stack.start_agent(device)
-    stack.wait_for(lambda: online(stack) == len(DEVICES), "all devices to be online")
-
-
-def online(stack: Stack) -> int:
-    return sum(device["online"] for device in stack.ctl_json("devices"))
+        agents.append(stack.start_agent(device))
+    stack.wait_for(lambda: stack.online() == len(DEVICES), "all devices to be online", *agents)
 
 
 def deploy(stack: Stack) -> float:
@@ -76,18 +73,11 @@ def deploy(stack: Stack) -> float:
     return time.monotonic() - began
 
 
-def rows(stack: Stack) -> list[dict[str, Any]]:
-    """Each device's newest figures, as the cloud stored them."""
-    since = str(time.time() - 3600)
-    telemetry = stack.ctl_json("telemetry", "--fleet", FLEET, "--since", since)
-    return [row for row in telemetry if row.get("device")]
-
-
 def once(stack: Stack, deploy_s: float) -> dict[str, Any]:
     """Wait for three stored windows of each device; the summary's figures are the cloud's."""
 
     def windows() -> dict[str, int]:
-        return {row["device"]: row["windows"] for row in rows(stack)}
+        return {row["device"]: row["windows"] for row in stack.telemetry(fleet=FLEET)}
 
     def enough() -> bool:
         return sum(n >= WINDOWS_WANTED for n in windows().values()) == len(DEVICES)
@@ -98,7 +88,7 @@ def once(stack: Stack, deploy_s: float) -> dict[str, Any]:
         stdout=sys.stderr,
         check=False,
     )
-    found = rows(stack)
+    found = stack.telemetry(fleet=FLEET)
     return {
         "ok": True,
         "devices": {

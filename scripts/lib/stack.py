@@ -20,6 +20,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from edgeward_ctl.client import Client
+from edgeward_ctl.profile import load_profile
+from edgeward_wire.errors import Unavailable
+
 READY_S = 60.0
 STOP_S = 20.0
 
@@ -81,6 +85,7 @@ class Stack:
     processes: dict[str, Process] = field(default_factory=dict)
     port: int = 0
     broker_port: int = 0
+    _api: Client | None = None
 
     # --- the cloud
 
@@ -105,8 +110,15 @@ class Stack:
     def start_cloud(self) -> Process:
         """Start the cloud and wait until it answers."""
         cloud = self.spawn("cloud", "edgeward-cloud", "up", "--dir", str(self.cloud_dir))
-        self.wait_for(lambda: self.ctl("fleets", "--json").returncode == 0, "the cloud to answer", cloud)
+        self.wait_for(self._answers, "the cloud to answer", cloud)
         return cloud
+
+    def _answers(self) -> bool:
+        try:
+            self.api.whoami()
+        except Unavailable:
+            return False
+        return True
 
     def ctl(self, *arguments: str, profile: Path | None = None) -> subprocess.CompletedProcess[str]:
         """Run `agent-ctl` as an operator would."""
@@ -118,6 +130,25 @@ class Stack:
         if done.returncode:
             raise StackError(f"agent-ctl {' '.join(arguments)} failed:\n{done.stderr}{done.stdout}")
         return json.loads(done.stdout)
+
+    @property
+    def api(self) -> Client:
+        """The operator's API, for questions that are asked again and again."""
+        if self._api is None:
+            self._api = Client(load_profile(self.profile))
+        return self._api
+
+    def devices(self) -> list[Any]:
+        """The cloud's devices, as plain JSON."""
+        return [device.model_dump(mode="json") for device in self.api.devices()]
+
+    def online(self) -> int:
+        return sum(device.online for device in self.api.devices())
+
+    def telemetry(self, *, fleet: str | None = None, device: str | None = None) -> list[Any]:
+        """A row a device and series, of the last two hours, as plain JSON."""
+        rows = self.api.telemetry(fleet=fleet, device=device, since=time.time() - 7200)
+        return [row.model_dump(mode="json") for row in rows if row.device]
 
     # --- devices
 
@@ -199,6 +230,8 @@ class Stack:
 
     def close(self) -> None:
         """Devices first, so that they say goodbye to a broker that still listens; then the cloud."""
+        if self._api is not None:
+            self._api.__exit__(None, None, None)
         names = sorted(self.processes, key=lambda name: name == "cloud")
         for name in names:
             self.stop(name)

@@ -32,5 +32,5 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         for device in DEVICES:
             stack.add_device(device, token["enrolment"], {"cam": one.camera()})
             stack.start_agent(device)
-        one.wait(lambda: one.online() == len(DEVICES), "both devices to be online")
+        one.wait(lambda: stack.online() == len(DEVICES), "both devices to be online")
         yield one

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -42,7 +41,7 @@ class Fleet:
 
     def device(self, name: str) -> dict[str, Any]:
         """The device as the cloud knows it."""
-        return next(d for d in self.stack.ctl_json("devices") if d["id"] == name)
+        return next(d for d in self.stack.devices() if d["id"] == name)
 
     def pipeline(self, name: str) -> dict[str, Any]:
         """What the device last reported of its one pipeline."""
@@ -56,8 +55,7 @@ class Fleet:
 
     def frames(self, name: str) -> int:
         """Frames of this device that the cloud has stored."""
-        rows = self.stack.ctl_json("telemetry", "--device", name, "--since", str(time.time() - 7200))
-        return sum(row["frames"] for row in rows if row.get("device") == name)
+        return sum(row["frames"] for row in self.stack.telemetry(device=name))
 
     def wait(self, condition: Any, what: str, seconds: float = PATIENCE_S) -> None:
         self.stack.wait_for(condition, what, seconds=seconds)
@@ -69,6 +67,3 @@ class Fleet:
 
     def camera(self) -> str:
         return f'uri = "{self.media}"\nslot = "latest"\nrealtime = true\nloop = true'
-
-    def online(self) -> int:
-        return sum(device["online"] for device in self.stack.ctl_json("devices"))

@@ -54,7 +54,7 @@ def test_what_it_sees_is_right(fleet: Fleet) -> None:
     assert fleet.deploy(fleet.model()).returncode == 0
 
     def labels() -> set[str]:
-        rows = fleet.stack.ctl_json("telemetry", "--device", DEVICES[0])
+        rows = fleet.stack.telemetry(device=DEVICES[0])
         return {label for row in rows for label in row["labels"]}
 
     fleet.wait(lambda: labels() == {"red", "green", "blue"}, "all three colours to be seen")
@@ -144,7 +144,7 @@ def test_a_killed_device_serves_again_without_the_cloud(fleet: Fleet) -> None:
 
     fleet.wait(serves, "the device to serve with the cloud away")
     fleet.stack.start_cloud()
-    fleet.wait(lambda: fleet.online() == len(DEVICES), "all devices to be back")
+    fleet.wait(lambda: fleet.stack.online() == len(DEVICES), "all devices to be back")
     fleet.goes_on_serving(device)
 
 
@@ -160,7 +160,7 @@ def test_the_broker_is_killed_and_nothing_is_lost(fleet: Fleet) -> None:
     assert fleet.deploy(fleet.model()).returncode == 0
     old = broker_pid(fleet)
     os.kill(old, signal.SIGKILL)
-    fleet.wait(lambda: fleet.online() == len(DEVICES), "all devices to be back")
+    fleet.wait(lambda: fleet.stack.online() == len(DEVICES), "all devices to be back")
     assert broker_pid(fleet) != old
     for device in DEVICES:
         fleet.goes_on_serving(device)
