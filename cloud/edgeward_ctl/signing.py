@@ -222,7 +222,7 @@ def _load_signer(profile: Profile) -> Signer:
         key = Key.from_dict(plain.pop("keyid"), plain)
     except OSError as error:
         raise Rejected(f"{public} cannot be read: {error.strerror}.", "It belongs to the profile.") from error
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Rejected(f"{public} is not a TUF public key: {error}.", "It belongs to the profile.") from error
     try:
         return Signer.from_priv_key_uri(profile.release_key, key, lambda what: getpass.getpass(f"{what}: "))
