@@ -332,7 +332,7 @@ def main() -> None:
             error.what, error.next_step, UNAVAILABLE if isinstance(error, Unavailable) else USAGE
         )
     except KeyboardInterrupt:
-        code = INTERRUPTED
+        code = _say_error("Interrupted.", "", INTERRUPTED)
     except BrokenPipeError:  # whoever read us went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1

@@ -138,9 +138,14 @@ def _check_target(client: Client, target: Mapping[str, str]) -> None:
         client.device(target["device"])
         return
     name = target["fleet"]
-    fleets = {fleet.name for fleet in client.fleets()}
+    fleets = {fleet.name: fleet for fleet in client.fleets()}
     if name not in fleets:
-        raise unknown_fleet(name, fleets)
+        raise unknown_fleet(name, set(fleets))
+    if not fleets[name].devices:
+        raise Rejected(
+            f"Fleet {name} has no accepted device.",
+            f"Enrol one with `agent-ctl enroll-token --fleet {name}`.",
+        )
 
 
 def unknown_fleet(name: str, fleets: set[str]) -> Rejected:
@@ -272,11 +277,6 @@ def _say_what_it_means(followed: Followed) -> None:
         screen.say(
             f"{model} failed on {len(judgement.failed)} of {len(rollout.targets)} devices."
             f" Why: agent-ctl log {first} -v"
-        )
-    elif not rollout.targets:
-        screen.say(
-            f"{model} is assigned to fleet {rollout.fleet}, which has no devices yet: whoever enrols gets it."
-            f" Next: agent-ctl enroll-token --fleet {rollout.fleet}"
         )
     elif followed.exit_code == UNDECIDED and judgement.waiting:
         screen.say(f"Time is up, and these are not done: {_names(judgement.waiting)}. The rollout goes on.")

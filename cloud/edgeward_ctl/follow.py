@@ -100,33 +100,52 @@ def follow(
     wait: Callable[[float], None] = time.sleep,
 ) -> Followed:
     """Ask until the rollout is decided, `timeout_s` is over, or the reader presses Ctrl-C."""
-    rollout, deadline, away = first, clock() + timeout_s, False
-    awaited: set[str] = set()
-    serving: dict[str, float] = {}
-    interrupted = False
-    while True:
-        for target in rollout.targets:
-            if target.online:
-                awaited.add(target.device)
-            if serves(target):
-                serving.setdefault(target.device, clock() - began)
-            board.device(target)
-        judgement = judge(rollout, awaited)
-        if judgement.decided or clock() >= deadline:
-            break
-        try:
+    watcher = _Watcher(first, board, began, clock)
+    deadline = clock() + timeout_s
+    try:
+        while not watcher.look().decided and clock() < deadline:
             wait(POLL_S)
-            rollout = fetch()
-        except KeyboardInterrupt:
-            interrupted = True
-            break
+            watcher.ask(fetch)
+    except KeyboardInterrupt:
+        return watcher.ended(interrupted=True)
+    return watcher.ended(interrupted=False)
+
+
+class _Watcher:
+    """What was seen so far."""
+
+    def __init__(self, first: Rollout, board: Board, began: float, clock: Callable[[], float]) -> None:
+        self.rollout = first
+        self._board, self._began, self._clock = board, began, clock
+        self._awaited: set[str] = set()
+        self._serving: dict[str, float] = {}
+        self._away = False
+
+    def look(self) -> Judgement:
+        """Show where each device is, and judge."""
+        for target in self.rollout.targets:
+            if target.online:
+                self._awaited.add(target.device)
+            if serves(target):
+                self._serving.setdefault(target.device, self._clock() - self._began)
+            self._board.device(target)
+        return judge(self.rollout, self._awaited)
+
+    def ask(self, fetch: Callable[[], Rollout]) -> None:
+        """The newest state, or the old one while the cloud is away; that is said once."""
+        try:
+            self.rollout = fetch()
         except Unavailable as error:
-            if not away:
-                board.say(f"{error.what} Still trying; the rollout goes on without us.")
-            away = True
-        else:
-            if away:
-                board.say("The cloud answers again.")
-            away = False
-    code = INTERRUPTED if interrupted else judgement.exit_code
-    return Followed(rollout, judgement, code, interrupted, serving)
+            if not self._away:
+                self._board.say(f"{error.what} Still trying; the rollout goes on without us.")
+            self._away = True
+            return
+        if self._away:
+            self._board.say("The cloud answers again.")
+        self._away = False
+
+    def ended(self, *, interrupted: bool) -> Followed:
+        """How it ended."""
+        judgement = judge(self.rollout, self._awaited)
+        code = INTERRUPTED if interrupted else judgement.exit_code
+        return Followed(self.rollout, judgement, code, interrupted, self._serving)

@@ -192,17 +192,18 @@ def endings(followed: Followed) -> list[Ending]:
 
 
 def p50(numbers: Mapping[str, float] | None) -> float | None:
-    """A live figure (ms) where there is one, else the one that was measured before."""
+    """End to end on live frames (ms) where there were any, else inference as qualify measured it."""
     return _number(numbers or {}, "p50_ms")
 
 
 def p99(numbers: Mapping[str, float] | None) -> float | None:
-    """A live figure (ms) where there is one, else the one that was measured before."""
+    """End to end on live frames (ms) where there were any, else inference as qualify measured it."""
     return _number(numbers or {}, "p99_ms")
 
 
 def _number(numbers: Mapping[str, float], key: str) -> float | None:
-    return next((numbers[k] for k in (f"live_{key}", key, f"probe_{key}") if k in numbers), None)
+    keys = (f"live_end_to_end_{key}", f"live_inference_{key}", key)
+    return next((numbers[k] for k in keys if k in numbers), None)
 
 
 # --- a device's log

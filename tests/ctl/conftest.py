@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Office:
 
     stack: Stack
     media: Path
+    identities: dict[str, Identity] = field(default_factory=dict)
 
     def profile(self, operator: str = "amy") -> Path:
         return self.stack.cloud_dir / "operators" / operator
