@@ -47,8 +47,9 @@ class _Part:
     name: str
     stop: Callable[[bool], None]
     join_s: float
-    thread: threading.Thread | None
-    pulse: Pulse | None
+    thread: threading.Thread | None = None
+    pulse: Pulse | None = None
+    start: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,11 @@ class Lifetime:
 
     def closing(self, name: str, stop: Callable[[bool], None]) -> None:
         """Add something that only needs to be closed, in its place in the order."""
-        self._parts.append(_Part(name, stop, 0.0, None, None))
+        self.service(name, lambda: None, stop)
+
+    def service(self, name: str, start: Callable[[], None], stop: Callable[[bool], None]) -> None:
+        """Add something that has threads of its own and watches them itself."""
+        self._parts.append(_Part(name, stop, 0.0, start=start))
 
     def failed(self, error: BaseException) -> None:
         """From any thread: this must not happen; stop all."""
@@ -100,6 +105,7 @@ class Lifetime:
         before = {n: signal.signal(n, self._on_signal) for n in (signal.SIGTERM, signal.SIGINT)}
         try:
             for part in self._parts:
+                part.start()
                 if part.thread is not None and part.pulse is not None:
                     part.pulse.beat()
                     part.thread.start()

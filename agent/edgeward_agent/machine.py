@@ -52,6 +52,7 @@ SCRATCH_BYTES = 64 << 20
 FRUITLESS_FETCHES = 40
 """Tries in a row that brought nothing; with the backoff's cap that is more than an hour."""
 FETCHES_ON_A_FULL_DISK = 3
+FRUITLESS_TRIALS = 6
 RESTORES = 3
 """Tries to serve the committed model on the way back."""
 STALE_RATIO = 1.2
@@ -98,12 +99,14 @@ class _Pipeline:
     name: str
     record: Record
     running: Running
-    fetching: Backoff
+    fetching: Backoff = field(default_factory=lambda: Backoff(2.0, 300.0))
     ticket: Ticket | None = None
     repair: Ticket | None = None
     fetch_at: float | None = None
     fetched: int = 0
+    qualifying: Backoff = field(default_factory=lambda: Backoff(2.0, 300.0))
     trial: Trial | None = None
+    qualify_at: float | None = None
     probation: Probation | None = None
     progress: float = 0.0
     detail: str = ""
@@ -147,6 +150,7 @@ class Machine:
         self._registry = ""
         self._unsaved_at: float | None = None
         self._wants: dict[str, Want | None] = {}
+        self._models: frozenset[str] = frozenset()
         saved = journal.load()
         self._was_orderly = saved.orderly
         self._raw = saved.assignment
@@ -181,6 +185,11 @@ class Machine:
             self._stopping, self._orderly = True, orderly
 
         self._post(end)
+
+    @property
+    def models(self) -> frozenset[str]:
+        """sha256 of the manifests of all models that may still be served. For any thread."""
+        return self._models
 
     @property
     def remote(self) -> RemoteConfig:
@@ -322,6 +331,7 @@ class Machine:
             self._reporter.happening(StateChanged(pipeline=pipeline.name, state=update.state, update=update))
 
     def _save(self, *, orderly: bool = False) -> None:
+        self._models = frozenset(deployment.row.model.sha256 for deployment in self._deployments())
         records = {name: pipeline.record for name, pipeline in self._pipelines.items()}
         self._journal.save(Saved(orderly=orderly, assignment=self._raw, pipelines=records))
         if self._unsaved_at is not None:
@@ -499,31 +509,45 @@ class Machine:
             pipeline.running.serve(deployment)
 
     def _prune(self, _pipeline: _Pipeline) -> None:
-        keep = {
-            ref.sha256
-            for pipeline in self._pipelines.values()
-            for deployment in (
-                pipeline.record.candidate,
-                pipeline.record.committed,
-                pipeline.record.previous,
-                pipeline.running.target,
-            )
-            if deployment is not None
-            for ref in deployment.contents.blobs()
-        }
-        self._supply.prune(keep)
+        manifests = [deployment.contents for deployment in self._deployments()]
+        for name, want in self._wants.items():
+            if want is not None and want.manifest is not None:
+                asked = Deployment(row=want.row, manifest=want.manifest)
+                manifests += [asked.contents] if name in self._config.pipelines else []
+        self._supply.prune({ref.sha256 for manifest in manifests for ref in manifest.blobs()})
+        self._prune_engines()
+
+    def _prune_engines(self) -> None:
+        keep = {deployment.row.model.sha256 for deployment in self._deployments()}
+        engines = self._state / "engines"
+        for path in engines.iterdir() if engines.is_dir() else ():
+            if path.name not in keep:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _deployments(self) -> list[Deployment]:
+        """All that may still be served."""
+        found = [
+            deployment
+            for p in self._pipelines.values()
+            for deployment in (p.record.candidate, p.record.committed, p.record.previous, p.running.target)
+        ]
+        return [deployment for deployment in found if deployment is not None]
 
     # --- effects: qualify
 
     def _qualify(self, pipeline: _Pipeline) -> None:
+        pipeline.qualifying.reset()
+        self._qualify_now(pipeline)
+
+    def _qualify_now(self, pipeline: _Pipeline) -> None:
+        pipeline.qualify_at = None
         candidate = _candidate(pipeline)
         model = candidate.row.model
         key = self._verdict_key(candidate)
         cached = self._verdicts.get(key, model.sha256)
         if cached is not None and self._available(candidate, cached):
             log.info("%s: the verdict on %s is known.", pipeline.name, candidate.title)
-            self._emit(pipeline, states.Prepared())
-            self._judged(pipeline, cached, "")
+            self._judged(pipeline, cached)
             return
         scratch = self._state / "engines" / model.sha256
         committed = pipeline.record.committed
@@ -558,10 +582,13 @@ class Machine:
         pipeline.progress = min(1.0, message.done / message.total) if message.total else 0.0
         pipeline.detail = message.note or message.phase
 
-    def _judged(self, pipeline: _Pipeline, verdict: Verdict | None, fault: str) -> None:
+    def _judged(self, pipeline: _Pipeline, verdict: Verdict | Rejected | Unavailable) -> None:
         pipeline.trial = None
-        if verdict is None:
-            self._emit(pipeline, states.Failed(fault, deny=True))
+        if isinstance(verdict, Unavailable):
+            self._qualify_later(pipeline, verdict)
+            return
+        if isinstance(verdict, Rejected):
+            self._emit(pipeline, states.Failed(str(verdict), deny=True))
             return
         if pipeline.record.state == "preparing":
             self._emit(pipeline, states.Prepared())
@@ -578,7 +605,16 @@ class Machine:
             return
         self._emit(pipeline, states.Validated(verdict, numbers))
 
+    def _qualify_later(self, pipeline: _Pipeline, error: Unavailable) -> None:
+        pause = pipeline.qualifying.next()
+        if pipeline.qualifying.failures >= FRUITLESS_TRIALS:
+            self._emit(pipeline, states.Failed(f"{error} Given up after {FRUITLESS_TRIALS} tries."))
+            return
+        pipeline.qualify_at = time.monotonic() + pause
+        pipeline.detail = f"{error.what} Again in {pause:.0f} s."[:200]
+
     def _kill_qualify(self, pipeline: _Pipeline) -> None:
+        pipeline.qualify_at = None
         if pipeline.trial is not None:
             pipeline.trial.kill()
             pipeline.trial = None
@@ -661,6 +697,8 @@ class Machine:
                 pipeline.trial.tick(now)
             if pipeline.fetch_at is not None and now >= pipeline.fetch_at:
                 self._fetch_now(pipeline)
+            if pipeline.qualify_at is not None and now >= pipeline.qualify_at:
+                self._qualify_now(pipeline)
             if pipeline.probation is not None and pipeline.record.state == "probation":
                 self._judge_probation(pipeline, pipeline.probation, now)
         if self._unsaved_at is not None and now - self._unsaved_at > _JOURNAL_AGAIN_S:
@@ -791,7 +829,7 @@ class Machine:
             ),
             patience=self._patience,
         )
-        pipeline = _Pipeline(name, record, running, fetching=Backoff(2.0, 300.0))
+        pipeline = _Pipeline(name, record, running)
         return pipeline
 
     def _configure(self, name: str) -> messages.Configure:

@@ -17,7 +17,7 @@ from pathlib import Path
 from edgeward_agent import messages
 from edgeward_agent.backoff import Backoff
 from edgeward_agent.states import Deployment, Event, RunnerDied, Served, ServeFailed
-from edgeward_agent.workers import Child
+from edgeward_agent.workers import Child, Exit
 from edgeward_wire.manifest import BlobRef
 from edgeward_wire.reported import SourceReport
 from edgeward_wire.result import ResultMessage
@@ -181,7 +181,7 @@ class Running:
                 self._command,
                 messages.FROM_RUNNER,
                 lambda message: self._post(partial(self._said, generation, message)),
-                lambda reason: self._post(partial(self._exited, generation, reason)),
+                lambda ended: self._post(partial(self._exited, generation, ended)),
             )
         except OSError as error:
             self._post(partial(self._hooks.emit, RunnerDied(f"The runner cannot be started: {error}.")))
@@ -248,14 +248,14 @@ class Running:
         self.fault = ""
         self._hooks.emit(Served({"gap_ms": message.gap_ms}))
 
-    def _exited(self, generation: int, reason: str) -> None:
+    def _exited(self, generation: int, ended: Exit) -> None:
         life = self._life
         if life is None or life.generation != generation:
             return
         self._life, self.serving = None, None
         self._sources_down("the runner is not running")
         if self.target is not None:
-            self.fault = f"The runner died: {reason}"[:2000]
+            self.fault = f"The runner died: {ended.text}"[:2000]
             log.error("%s: %s", self._pipeline, self.fault)
             self._hooks.emit(RunnerDied(self.fault))
 

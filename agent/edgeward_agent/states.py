@@ -377,7 +377,8 @@ def step(record: Record, event: Event) -> Step:
     update = after.update
     if update is not None and update.result is None:
         fresh = {} if state == record.state else {"progress": 0.0, "detail": ""}
-        update = update.model_copy(update={"state": state, **fresh})
+        numbers = {**update.numbers, **getattr(event, "numbers", {})}
+        update = update.model_copy(update={"state": state, "numbers": numbers, **fresh})
     if isinstance(event, Lacking) and update is not None:
         update = update.model_copy(update={"reason": event.reason[:2000], "detail": event.reason[:200]})
     after = after.model_copy(update={"state": state, "update": update})

@@ -17,9 +17,9 @@ from pathlib import Path
 from edgeward_agent import messages
 from edgeward_agent.files import replace_file
 from edgeward_agent.running import Post
-from edgeward_agent.workers import Child
+from edgeward_agent.workers import Child, Exit
 from edgeward_wire.document import parse
-from edgeward_wire.errors import Rejected
+from edgeward_wire.errors import Rejected, Unavailable
 from edgeward_wire.verdict import Verdict
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,8 @@ WORK_S = 3600.0
 WAIT_S = 4 * 3600.0
 """For the machine's lock, behind other pipelines and other agents."""
 NICE = 10
+EXIT_LATER = 75
+"""As qualify says that the world was in the way: EX_TEMPFAIL."""
 
 
 class Verdicts:
@@ -86,7 +88,7 @@ class Trial:
         post: Post,
         *,
         progressed: Callable[[messages.QualifyProgress], None],
-        ended: Callable[[Verdict | None, str], None],
+        ended: Callable[[Verdict | Rejected | Unavailable], None],
     ) -> None:
         """Start it.
 
@@ -105,7 +107,7 @@ class Trial:
             command,
             messages.FROM_QUALIFY,
             lambda message: post(partial(self._said, message)),
-            lambda reason: post(partial(self._exited, reason)),
+            lambda ended: post(partial(self._exited, ended)),
             nice=NICE,
         )
         self._child = child
@@ -139,11 +141,13 @@ class Trial:
         self._note = f" at {message.note}" if message.note else ""
         self._progressed(message)
 
-    def _exited(self, reason: str) -> None:
+    def _exited(self, ended: Exit) -> None:
         if self._over:
             return
         self._over = True
         if self._verdict is not None:
-            self._ended(self._verdict, "")
+            self._ended(self._verdict)
+        elif ended.code == EXIT_LATER:
+            self._ended(Unavailable(f"Qualify could not work: {ended.text}."))
         else:
-            self._ended(None, f"Qualify ended without a verdict{self._note}: {reason}")
+            self._ended(Rejected(f"Qualify ended without a verdict{self._note}: {ended.text}."))

@@ -47,6 +47,14 @@ class Programs:
     qualify: tuple[str, ...] = (sys.executable, "-m", "edgeward_agent.qualify")
 
 
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a child ended. `code` is negative for a signal, `text` one sentence for people."""
+
+    code: int
+    text: str
+
+
 class Child(Generic[M]):
     """One child process and its reader thread. Both callbacks run on that thread."""
 
@@ -56,7 +64,7 @@ class Child(Generic[M]):
         command: Sequence[str],
         messages: TypeAdapter[M],
         on_message: Callable[[M], None],
-        on_exit: Callable[[str], None],
+        on_exit: Callable[[Exit], None],
         *,
         nice: int = 0,
     ) -> None:
@@ -181,7 +189,7 @@ class Child(Generic[M]):
             return False
         return True
 
-    def _wait(self) -> str:
+    def _wait(self) -> Exit:
         deadline = time.monotonic() + _CLOSING_S
         while os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
             if time.monotonic() > deadline:
@@ -190,7 +198,7 @@ class Child(Generic[M]):
         with self._reaping:
             self._kill_session()  # what it left behind; its own id is still taken, as it is not reaped yet
             code = self._process.wait()
-        return describe_exit(code, self._why, self._printed.last)
+        return Exit(code, describe_exit(code, self._why, self._printed.last))
 
 
 def describe_exit(code: int, why: str = "", last_words: str = "") -> str:

@@ -1,0 +1,127 @@
+"""`edgeward-agent`: enroll, run, status, probe. Light: each command imports what it needs, when it runs.
+
+Exit codes: 0 well, 1 it failed (or `status` found a fault), 2 wrong usage. Errors are two lines on stderr,
+`error: ...` and `next: ...`; no traceback reaches a person.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+from edgeward_wire import __version__
+from edgeward_wire.errors import EdgewardError
+
+DEFAULT_STATE = "/var/lib/edgeward"
+DEFAULT_CONFIG = "/etc/edgeward/agent.toml"
+LEVELS = ("debug", "info", "warning", "error")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point."""
+    args = _parser().parse_args(argv)
+    _start_logging(args.log_level)
+    try:
+        code: int = args.command(args)
+    except EdgewardError as error:
+        print(f"error: {error.what}", file=sys.stderr)
+        if error.next_step:
+            print(f"next: {error.next_step}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="edgeward-agent", description="Runs signed models on this device and reports how they do."
+    )
+    parser.add_argument("--version", action="version", version=f"edgeward-agent {__version__}")
+    parser.add_argument("--log-level", choices=LEVELS, default="info", help="what goes to stderr (info)")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    enroll = commands.add_parser("enroll", help="make this machine a device of a fleet")
+    enroll.add_argument("enrolment", metavar="STRING", help="what `agent-ctl enroll-token` printed")
+    enroll.add_argument("--device", metavar="ID", help="the device's id; default: `device` in agent.toml")
+    _places(enroll)
+    enroll.set_defaults(command=_enroll)
+
+    run = commands.add_parser("run", help="run the daemon; with --model: one model, without a cloud")
+    _places(run)
+    run.set_defaults(command=_run)
+
+    status = commands.add_parser("status", help="what the daemon does")
+    status.add_argument("--json", action="store_true", help="one JSON object")
+    _places(status)
+    status.set_defaults(command=_status)
+
+    if importlib.util.find_spec("edgeward_agent.local_cli"):
+        from edgeward_agent import local_cli
+
+        local_cli.register(commands)
+    return parser
+
+
+def _places(parser: argparse.ArgumentParser) -> None:
+    """Under systemd, StateDirectory= and ConfigurationDirectory= say where; the options win."""
+    state = os.environ.get("STATE_DIRECTORY", DEFAULT_STATE)
+    directory = os.environ.get("CONFIGURATION_DIRECTORY")
+    config = f"{directory}/agent.toml" if directory else DEFAULT_CONFIG
+    parser.add_argument("--state", type=Path, default=Path(state), metavar="DIR", help=f"default: {state}")
+    parser.add_argument(
+        "--config", type=Path, default=Path(config), metavar="FILE", help=f"default: {config}"
+    )
+
+
+def _start_logging(level: str) -> None:
+    # Under systemd the journal stamps lines itself, and reads <N> as their level.
+    plain = "JOURNAL_STREAM" in os.environ
+    form = "%(message)s" if plain else "%(asctime)s %(levelname).1s %(message)s"
+    logging.basicConfig(stream=sys.stderr, level=level.upper(), format=form, datefmt="%H:%M:%S")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("httpcore").setLevel(logging.WARNING)
+    logging.getLogger("tuf").setLevel(logging.WARNING)
+
+
+def _enroll(args: argparse.Namespace) -> int:
+    from edgeward_agent.config import load_config
+    from edgeward_agent.enrol import enrol
+    from edgeward_wire.errors import Rejected
+
+    device = args.device or load_config(args.config).device
+    if device is None:
+        raise Rejected("Which device is this?", "Name it: --device edge-01")
+    identity = enrol(args.enrolment, device, args.state, wait=time.sleep, say=print)
+    print(f"This is now device {identity.device} of fleet {identity.fleet}.")
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    if getattr(args, "model", None):
+        from edgeward_agent import local_cli
+
+        return local_cli.run(args)
+    from edgeward_agent.daemon import run_daemon
+
+    return run_daemon(args.config, args.state)
+
+
+def _status(args: argparse.Namespace) -> int:
+    from edgeward_agent.status import show_status
+
+    text, code = show_status(args.state, as_json=args.json)
+    print(text)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,551 @@
+"""The machine with a real journal, real floors, a real spool and real child processes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.models import assignment, manifest, row
+from edgeward_agent import machine as machinery
+from edgeward_agent.blobs import BlobStore
+from edgeward_agent.config import Config, Pipeline, QualifySettings, Source, TelemetrySettings
+from edgeward_agent.floors import Floors
+from edgeward_agent.journal import Journal
+from edgeward_agent.lifetime import Pulse
+from edgeward_agent.machine import Machine, Wanted
+from edgeward_agent.reporting import Reporter
+from edgeward_agent.running import Patience
+from edgeward_agent.spool import Spool
+from edgeward_agent.status import StatusFile, read_status
+from edgeward_agent.supply import Supply
+from edgeward_agent.sysinfo import this_machine
+from edgeward_agent.workers import Programs
+from edgeward_wire.errors import Rejected
+from edgeward_wire.event import Finished
+from edgeward_wire.manifest import Manifest, TargetHints
+from edgeward_wire.reported import PipelineReport, Update
+
+CHILDREN = Path(__file__).parent / "children"
+WAIT_S = 60.0
+PROGRAMS = Programs(
+    runner=(sys.executable, str(CHILDREN / "runner.py")),
+    qualify=(sys.executable, str(CHILDREN / "qualify.py")),
+)
+HASTY = Patience(serve_s=2.0, silence_s=20.0, end_s=5.0, base_s=0.01, cap_s=0.05)
+
+
+class Device:
+    """One device's machine and blob thread. `stop` and `start` it as a person would the daemon."""
+
+    def __init__(self, state: Path, uri: str = "/dev/null") -> None:
+        self.state = state
+        self.config = Config(
+            telemetry=TelemetrySettings(window_s=1),
+            qualify=QualifySettings(lock=str(state / "lock")),
+            pipelines={"main": Pipeline(sources=(Source(name="cam", uri=uri),))},
+        )
+        self.revision = 0
+        self.failure: list[BaseException] = []
+        self.starts = 0
+        self.start()
+
+    def start(self) -> None:
+        self.starts += 1
+        state = self.state
+        self.floors = Floors(state / "floors.json")
+        self.spool = Spool(state / "spool", f"{self.starts:032x}", 1 << 20)
+        self.events: list[Any] = []
+        self.reporter = Reporter(
+            device="edge-01a",
+            fleet="edge-01",
+            boot_id=f"{self.starts:032x}",
+            state=state,
+            spool=self.spool,
+            machine=this_machine(),
+            pipelines={"main": ("cam",)},
+        )
+        self.supply = Supply(BlobStore(state / "blobs"), None, None)
+        self.machine = Machine(
+            config=self.config,
+            state=state,
+            journal=Journal(state / "journal.json"),
+            floors=self.floors,
+            supply=self.supply,
+            reporter=self.reporter,
+            hardware=this_machine(),
+            programs=PROGRAMS,
+            patience=HASTY,
+        )
+        self.threads = [
+            threading.Thread(target=self._guard, args=(self.machine.run,)),
+            threading.Thread(target=self._guard, args=(self.supply.run,)),
+        ]
+        for thread in self.threads:
+            thread.start()
+
+    def _guard(self, run: Callable[[Pulse], None]) -> None:
+        try:
+            run(Pulse("test", 60))
+        except BaseException as error:  # noqa: BLE001 told by `stop`
+            self.failure.append(error)
+
+    def stop(self, *, orderly: bool = True) -> None:
+        self.machine.stop(orderly)
+        self.supply.stop()
+        for thread in self.threads:
+            thread.join(WAIT_S)
+            assert not thread.is_alive()
+        self.spool.close()
+        if self.failure:
+            raise self.failure[0]
+
+    def restart(self, *, orderly: bool = True) -> None:
+        self.stop(orderly=orderly)
+        self.start()
+
+    def assign(self, model: Manifest | None, *, blobs: bool = True, **of_row: Any) -> None:
+        """The newest verified assignment: `main` runs this model; no row when there is none."""
+        self.revision += 1
+        if model is None:
+            signed, texts = assignment(self.revision), {}
+        else:
+            if blobs:
+                put(self.state, model)
+            signed = assignment(self.revision, main=row(model, **of_row))
+            texts = {"main": model.to_bytes().decode()}
+        self.machine.wanted(Wanted(signed, signed.to_bytes(), texts))
+
+    def status(self) -> StatusFile | None:
+        try:
+            return read_status(self.state)
+        except Rejected:
+            return None
+
+    def until(self, holds: Callable[[PipelineReport], object], what: str = "") -> PipelineReport:
+        deadline = time.monotonic() + WAIT_S
+        main = None
+        while time.monotonic() < deadline and not self.failure:
+            status = self.status()
+            main = status.reported.pipelines.get("main") if status else None
+            now = status is not None and status.reported.boot_id == f"{self.starts:032x}"
+            if main is not None and now and holds(main):
+                return main
+            time.sleep(0.02)
+        if self.failure:
+            raise self.failure[0]
+        raise AssertionError(f"never: {what}; last: {main}")
+
+    def ended(self, model: Manifest, attempt: int = 1) -> Update:
+        """Wait until the update to this model has ended."""
+
+        def over(main: PipelineReport) -> bool:
+            update = main.update
+            return (
+                update is not None
+                and update.model == row(model).model
+                and update.attempt == attempt
+                and update.result is not None
+            )
+
+        update = self.until(over, f"the end of {model.version}").update
+        assert update is not None
+        return update
+
+    def deploy(self, model: Manifest, attempt: int = 1, **of_row: Any) -> Update:
+        self.assign(model, attempt=attempt, **of_row)
+        return self.ended(model, attempt)
+
+    def serves(self, model: Manifest, *, committed: bool = True) -> PipelineReport:
+        def so(main: PipelineReport) -> bool:
+            serving = main.serving
+            return (
+                serving is not None and serving.model == row(model).model and serving.committed == committed
+            )
+
+        return self.until(so, f"serving {model.version}")
+
+    def runner(self) -> int:
+        pid = self.machine._pipelines["main"].running.pid
+        assert pid is not None
+        return pid
+
+    def journal(self) -> dict[str, Any]:
+        saved: dict[str, Any] = json.loads((self.state / "journal.json").read_bytes())
+        return saved
+
+    def qualified(self) -> list[str]:
+        path = self.state / "engines" / "starts"
+        return path.read_text().split() if path.exists() else []
+
+
+def put(state: Path, model: Manifest) -> None:
+    """All its blobs, as if they had been fetched."""
+    manifest(model.version, name=model.name, blobs=state / "blobs")
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[Device]:
+    device = Device(tmp_path / "state")
+    yield device
+    if any(thread.is_alive() for thread in device.threads):
+        device.stop()
+
+
+ONE, TWO, THREE = manifest("1"), manifest("2"), manifest("3")
+
+
+def test_the_first_deployment(device: Device) -> None:
+    update = device.deploy(ONE)
+    assert (update.result, update.reason) == ("succeeded", "")
+    assert update.numbers["p50_ms"] == 5.0
+    assert update.numbers["gap_ms"] == 1.5
+    assert update.numbers["probation_frames"] > 0
+    main = device.serves(ONE)
+    assert main.serving
+    assert main.serving.variant == "int8"
+    assert main.sources["cam"].up
+    kinds = [json.loads(m.payload) for m in device.spool.next_batch(100)]
+    changes = [k["what"]["state"] for k in kinds if k.get("what", {}).get("kind") == "state"]
+    assert changes == ["downloading", "verifying", "preparing", "validating", "switching", "probation"]
+    assert any(k["schema"] == "edgeward.telemetry/1" for k in kinds)
+    assert sum(k.get("what", {}).get("kind") == "finished" for k in kinds) == 1
+    assert Finished.model_validate(
+        next(k["what"] for k in kinds if k.get("what", {}).get("kind") == "finished")
+    )
+
+
+def test_an_upgrade_keeps_the_runner_and_forgets_old_blobs(device: Device) -> None:
+    device.deploy(ONE)
+    pid = device.runner()
+    device.deploy(TWO)
+    assert device.runner() == pid, "the model is switched, the runner lives on"
+    device.deploy(THREE)
+    device.serves(THREE)
+    here = {path.name for path in (device.state / "blobs").iterdir()}
+    deadline = time.monotonic() + WAIT_S
+    while ONE.variants["int8"].model.sha256 in here and time.monotonic() < deadline:
+        here = {path.name for path in (device.state / "blobs").iterdir()}
+    assert ONE.variants["int8"].model.sha256 not in here
+    assert TWO.variants["int8"].model.sha256 in here, "previous stays, for the way back"
+
+
+def test_a_way_back_is_an_assignment_and_needs_no_new_trial(device: Device) -> None:
+    device.deploy(ONE)
+    device.deploy(TWO)
+    assert device.deploy(ONE, rollout="back").result == "succeeded"
+    device.serves(ONE)
+    assert device.qualified() == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("annotations", "result", "reason"),
+    [
+        ({"qualify": "none"}, "failed_no_change", "wrong output (0.71)"),
+        ({"qualify": "crash"}, "failed_no_change", "SIGSEGV"),
+        ({"qualify": "exit"}, "failed_no_change", "no such thing"),
+        ({"qualify": "babble"}, "failed_no_change", "do not understand"),
+        ({"qualify": "hungry"}, "failed_no_change", "MB of memory"),
+        ({"serve": "fail"}, "failed_no_change", "it is not loadable"),
+        ({"serve": "crash"}, "failed_rolled_back", "SIGSEGV"),
+        ({"serve": "hang"}, "failed_rolled_back", "could not serve the model within 2 s"),
+        ({"live": "crash"}, "failed_rolled_back", "SIGABRT"),
+        ({"live": "errors"}, "failed_rolled_back", "frames failed in probation"),
+        ({"live": "stall"}, "failed_rolled_back", "stuck in one inference"),
+    ],
+    ids=lambda value: "-".join(value.values()) if isinstance(value, dict) else "",
+)
+@pytest.mark.parametrize("first", [False, True], ids=["second", "first"])
+def test_a_bad_model_never_takes_the_good_one_with_it(
+    device: Device, annotations: dict[str, str], result: str, reason: str, first: bool
+) -> None:
+    if not first:
+        device.deploy(ONE)
+    bad = manifest("2", annotations=annotations)
+    update = device.deploy(bad, probation_s=30)
+    if first and result == "failed_rolled_back":
+        result = "failed_unable_to_roll_back"
+        assert "no committed model" in update.reason
+    assert update.result == result
+    assert reason in update.reason
+    if first:
+        assert device.until(lambda main: main.serving is None)
+    else:
+        device.serves(ONE)
+    assert device.deploy(THREE).result == "succeeded", "and the next one finds its way"
+
+
+def test_a_slow_model_breaks_its_own_limit(device: Device) -> None:
+    device.deploy(ONE)
+    slow = manifest("2", annotations={"live": "slow"}, p99_ms=50.0)
+    update = device.deploy(slow, probation_s=30)
+    assert update.result == "failed_rolled_back"
+    assert "the manifest allows 50.0 ms" in update.reason
+    assert update.numbers["live_inference_p99_ms"] > 400
+
+
+def test_what_failed_is_not_tried_again_until_a_new_attempt(device: Device) -> None:
+    bad = manifest("2", annotations={"qualify": "none"})
+    device.deploy(bad)
+    device.assign(bad, rollout="again")
+    device.until(lambda main: main.update and main.update.rollout == "again")
+    update = device.ended(bad)
+    assert update.result == "rejected"
+    assert "wrong output" in update.reason
+    assert device.deploy(bad, attempt=2).result == "failed_no_change"
+    assert device.qualified() == ["2", "2"]
+
+
+def test_qualify_that_cannot_work_now_is_tried_again(device: Device) -> None:
+    assert device.deploy(manifest("1", annotations={"qualify": "later"})).result == "succeeded"
+    assert device.qualified() == ["1", "1"]
+
+
+def test_a_newer_assignment_takes_over_while_qualify_hangs(device: Device) -> None:
+    device.assign(manifest("1", annotations={"qualify": "hang"}))
+    device.until(lambda main: main.update and main.update.state == "preparing" and main.update.detail)
+    assert device.deploy(TWO).result == "succeeded"
+    results = [
+        k["what"]["update"]["result"]
+        for k in (json.loads(m.payload) for m in device.spool.next_batch(100))
+        if k.get("what", {}).get("kind") == "finished"
+    ]
+    assert results == ["superseded", "succeeded"]
+
+
+def test_a_newer_assignment_takes_over_in_probation(device: Device) -> None:
+    device.deploy(ONE)
+    device.assign(TWO, probation_s=3600)
+    device.serves(TWO, committed=False)
+    assert device.deploy(THREE).result == "succeeded"
+    assert device.journal()["pipelines"]["main"]["previous"]["row"]["model"]["path"].endswith("/1.json")
+
+
+def test_a_row_that_goes_away_cancels_the_update_and_keeps_the_model(device: Device) -> None:
+    device.deploy(ONE)
+    device.assign(TWO, probation_s=3600)
+    device.serves(TWO, committed=False)
+    device.assign(None)
+    assert device.ended(TWO).result == "canceled"
+    device.serves(ONE)
+
+
+def test_a_restart_serves_what_was_committed(device: Device) -> None:
+    device.deploy(ONE)
+    for orderly in (True, False):
+        device.restart(orderly=orderly)
+        device.serves(ONE)
+
+
+def test_an_orderly_restart_continues_a_probation(device: Device) -> None:
+    device.deploy(ONE)
+    device.assign(TWO, probation_s=3600)
+    device.serves(TWO, committed=False)
+    device.restart(orderly=True)
+    device.serves(TWO, committed=False)
+    record = device.journal()["pipelines"]["main"]
+    assert record["state"] == "probation"
+    assert record["probation_spent_s"] > 0
+
+
+def test_a_crash_in_probation_rolls_back(device: Device) -> None:
+    device.deploy(ONE)
+    device.assign(TWO, probation_s=3600)
+    device.serves(TWO, committed=False)
+    device.restart(orderly=False)
+    update = device.ended(TWO)
+    assert update.result == "failed_rolled_back"
+    assert "restarted unexpectedly in probation" in update.reason
+    device.serves(ONE)
+
+
+def test_a_stop_in_qualify_begins_it_again(device: Device) -> None:
+    device.assign(manifest("1", annotations={"qualify": "hang"}))
+    device.until(lambda main: main.update and main.update.state == "preparing" and main.update.detail)
+    device.restart(orderly=False)
+    device.until(lambda main: main.update and main.update.state == "preparing" and main.update.detail)
+    assert device.qualified() == ["1", "1"]
+
+
+def test_a_runner_that_dies_is_brought_back_with_its_model(device: Device) -> None:
+    device.deploy(ONE)
+    pid = device.runner()
+    os.kill(pid, signal.SIGKILL)
+    device.until(lambda main: "SIGKILL" in main.fault or main.serving is None)
+    device.until(lambda main: not main.fault)
+    device.serves(ONE)
+    assert device.runner() != pid
+
+
+def test_a_hint_for_other_hardware_is_rejected(device: Device) -> None:
+    alien = manifest("1", targets=TargetHints(arch=("riscv128",)))
+    update = device.deploy(alien)
+    assert update.result == "rejected"
+    assert "No variant of it is meant for this device" in update.reason
+
+
+def test_a_model_that_needs_more_than_we_can_stays_pending(device: Device) -> None:
+    device.assign(manifest("1", requires=("telepathy",)))
+    main = device.until(lambda main: main.update and main.update.state == "pending")
+    assert main.update
+    assert "telepathy" in main.update.reason
+    device.restart()
+    device.until(lambda main: main.update and main.update.state == "pending")
+    assert device.deploy(TWO).result == "succeeded"
+
+
+def test_a_pipeline_that_the_device_does_not_have_is_pending(device: Device) -> None:
+    model, signed = ONE, assignment(1, other=row(ONE))
+    device.machine.wanted(Wanted(signed, signed.to_bytes(), {"other": model.to_bytes().decode()}))
+
+    def pending() -> Update | None:
+        status = device.status()
+        other = status.reported.pipelines.get("other") if status else None
+        return other.update if other else None
+
+    deadline = time.monotonic() + WAIT_S
+    while (update := pending()) is None or update.state != "pending":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert "no such pipeline" in update.reason
+
+
+def test_the_security_floor_rises_at_commit_and_holds(device: Device) -> None:
+    safe = manifest("2", security_epoch=2)
+    device.deploy(safe)
+    assert Floors(device.state / "floors.json").security("m") == 2
+    update = device.deploy(manifest("3", security_epoch=1))
+    assert update.result == "rejected"
+    assert "floor 2" in update.reason
+    device.serves(safe)
+
+
+def test_a_model_below_the_floor_serves_on_and_says_so(device: Device) -> None:
+    device.deploy(ONE)
+    device.floors.raise_security("m", 5)
+    device.until(lambda main: main.serving and main.serving.below_floor)
+
+
+def test_a_refused_manifest_is_reported_and_nothing_lost(device: Device) -> None:
+    device.deploy(ONE)
+    signed = assignment(9, main=row(TWO))
+    device.machine.wanted(Wanted(signed, signed.to_bytes(), {}, {"main": "The signature is wrong."}))
+    update = device.ended(TWO)
+    assert (update.result, update.reason) == ("rejected", "The signature is wrong.")
+    device.serves(ONE)
+
+
+def test_a_camera_that_is_not_there_is_reported_and_probation_waits(tmp_path: Path) -> None:
+    device = Device(tmp_path / "state", uri="/nowhere/video0")
+    try:
+        device.assign(ONE)
+        main = device.until(
+            lambda main: main.update and "waits for frames; down: cam: not there" in main.update.detail
+        )
+        assert not main.sources["cam"].up
+    finally:
+        device.stop()
+
+
+def test_a_download_without_a_registry_waits_visibly(device: Device) -> None:
+    device.assign(ONE, blobs=False)
+    main = device.until(lambda main: main.update and "Again in" in main.update.detail)
+    assert main.update
+    assert main.update.state == "downloading"
+    put(device.state, ONE)
+    assert device.ended(ONE).result == "succeeded"
+
+
+def test_a_lost_blob_of_the_committed_model_is_fetched_again(device: Device) -> None:
+    device.deploy(ONE)
+    device.stop()
+    (device.state / "blobs" / ONE.variants["int8"].model.sha256).unlink()
+    device.start()
+    device.until(lambda main: "missing" in main.fault)
+    put(device.state, ONE)
+    device.serves(ONE)
+
+
+def test_a_full_disk_fails_the_update_and_the_old_model_goes_on(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device.deploy(ONE)
+    real = os.fsync
+
+    def full(descriptor: int) -> None:
+        # The kernel's answer on a full disk; a test cannot fill this one.
+        if "journal" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    update = device.deploy(TWO)
+    assert update.result == "failed_no_change"
+    assert "disk full" in update.reason
+    device.serves(ONE)
+    monkeypatch.setattr(os, "fsync", real)
+    assert device.deploy(TWO, attempt=2).result == "succeeded"
+
+
+def test_a_full_disk_at_commit_rolls_back(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    device.deploy(ONE)
+    device.assign(TWO, probation_s=1.5)
+    device.serves(TWO, committed=False)
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", full)
+    update = device.ended(TWO)
+    assert update.result == "failed_rolled_back"
+    device.serves(ONE)
+    monkeypatch.setattr(os, "fsync", real)
+
+
+def test_slow_live_frames_make_the_verdict_stale(device: Device) -> None:
+    device.deploy(manifest("1", annotations={"live": "slow"}))
+    device.until(lambda main: main.serving and main.serving.stale)
+    assert not list((device.state / "verdicts").glob("*.json"))
+
+
+def test_a_damaged_journal_is_set_aside_and_said(device: Device) -> None:
+    device.deploy(ONE)
+    device.stop()
+    (device.state / "journal.json").write_bytes(b"{ half of")
+    device.start()
+    device.until(lambda main: main.serving is None and main.update is None)
+    assert (device.state / "journal.json.damaged").exists()
+    device.assign(ONE)
+    device.serves(ONE)
+
+
+def test_an_unknown_state_goes_back_to_the_committed_model(device: Device) -> None:
+    device.deploy(ONE)
+    device.stop()
+    saved = device.journal()
+    saved["pipelines"]["main"]["state"] = "teleporting"
+    (device.state / "journal.json").write_text(json.dumps(saved))
+    device.start()
+    device.serves(ONE)
+
+
+def test_remote_settings_reach_the_runner(device: Device) -> None:
+    device.deploy(ONE)
+    signed = assignment(50, main=row(ONE)).model_copy(
+        update={"config": machinery.RemoteConfig(poll_interval_s=7, telemetry_window_s=3)}
+    )
+    device.machine.wanted(Wanted(signed, signed.to_bytes(), {"main": ONE.to_bytes().decode()}))
+    device.until(lambda _: device.machine.remote.poll_interval_s == 7)
+    assert device.machine._configure("main").window_s == 3
+    device.restart()
+    assert device.machine.remote.telemetry_window_s == 3, "known before the registry answers"
