@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from edgeward_models.graph import INT8_SHARE, Facts
+from edgeward_models.graph import INT8_SHARE, Facts, embed_external_data, read_facts
 from edgeward_models.inspect import Inspection, inspect_model, precision_line
+from edgeward_models.variants import check_variant, parity_for
 from edgeward_runtime import golden
+from edgeward_runtime.contract_guess import Guess
 from edgeward_wire import __version__
 from edgeward_wire.contract import Contract
 from edgeward_wire.document import faults
 from edgeward_wire.errors import Rejected, Unavailable
-from edgeward_wire.manifest import MAX_MANIFEST_BYTES, BlobRef, Manifest, Variant
+from edgeward_wire.manifest import MAX_MANIFEST_BYTES, BlobRef, Manifest, TargetHints, Variant
 
 MAX_LABELS_BYTES = 1 << 20
 STEPS = ("reading the file", "checking the contract", "golden outputs", "golden preprocessing", "hashing")
@@ -88,31 +90,25 @@ def make_bundle(
     step(0)
     inspection = inspect_model(request.model, request.sidecar, request.flags, scratch=store.directory)
     step(1)
-    known, facts = inspection.guess.complete(), inspection.facts
-    float_reason = _float_reason(inspection, request.allow_float)
+    known = inspection.guess.complete()
+    files = _files(inspection, store.directory)
+    float_reason = _float_reason(inspection, files, request.allow_float)
     labels = _labels(known.labels, known.contract)
     pictures = golden.find_pictures(known.samples) if known.samples is not None else []
     step(2)
-    vectors = golden.make_golden(inspection.whole, known.contract, pictures)
+    variants = {name: _variant(f, inspection.facts, known, pictures, store) for name, f in files.items()}
     step(3)
     has_picture = known.contract.source.image is not None
     preprocess = golden.make_preprocess_golden(known.contract, pictures) if has_picture else None
     step(4)
-    variant = Variant(
-        model=store.file(inspection.whole, f"{facts.precision}.onnx"),
-        precision=facts.precision,
-        golden=store.write(vectors, "golden.npz"),
-        evidence="strong" if pictures else "weak",
-        opset=facts.opset,
-        accuracy=known.accuracy,
-    )
+    facts = inspection.facts
     try:
         manifest = Manifest(
             name=known.name,
             version="0",
             created=request.created or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             contract=known.contract,
-            variants={facts.precision: variant},
+            variants=variants,
             labels=store.write(labels, "labels.txt") if labels is not None else None,
             preprocess=store.write(preprocess, "preprocess.npz") if preprocess is not None else None,
             requires=(known.contract.task,),
@@ -126,9 +122,48 @@ def make_bundle(
     return Bundle(manifest, store.blobs, facts, known.notes)
 
 
-def _float_reason(inspection: Inspection, allow: str | None) -> str | None:
+@dataclass(frozen=True)
+class _File:
+    """A variant's file, whole."""
+
+    facts: Facts
+    whole: Path
+    targets: TargetHints
+
+
+def _files(inspection: Inspection, scratch: Path) -> dict[str, _File]:
+    """All variants by name: the file that was named, and those that its sidecar adds."""
+    main = inspection.facts
+    found: dict[str, _File] = {main.precision: _File(main, inspection.whole, TargetHints())}
+    for one in inspection.further:
+        if one.name in found:
+            raise Rejected(
+                f"Variant {one.name} is {main.path.name} itself.", "Give the other file another name."
+            )
+        facts = read_facts(one.file)
+        check_variant(one, facts, main)
+        home = _directory(scratch / f"variant-{len(found)}")
+        found[one.name] = _File(facts, embed_external_data(facts, home), one.targets)
+    return found
+
+
+def _variant(file: _File, main: Facts, known: Guess, pictures: Sequence[Path], store: _Store) -> Variant:
+    facts = file.facts
+    return Variant(
+        model=store.file(file.whole, f"{facts.precision}.onnx"),
+        precision=facts.precision,
+        targets=file.targets,
+        golden=store.write(golden.make_golden(file.whole, known.contract, pictures), "golden.npz"),
+        evidence="strong" if pictures else "weak",
+        parity=parity_for(facts.precision),
+        opset=facts.opset,
+        accuracy=known.accuracy if facts is main else {},  # it was measured on the file that was named
+    )
+
+
+def _float_reason(inspection: Inspection, files: Mapping[str, _File], allow: str | None) -> str | None:
     facts = inspection.facts
-    if facts.precision == "int8":
+    if any(file.facts.precision == "int8" for file in files.values()):
         return None
     if not facts.macs:
         return "The model has no convolutions or matrix products to quantise."

@@ -15,6 +15,7 @@ from typing import Any
 import tomli_w
 
 from edgeward_models.graph import Facts, embed_external_data, read_facts
+from edgeward_models.variants import Further, take_variants
 from edgeward_runtime.contract_guess import Guess, guess
 from edgeward_wire.contract import Contract, InputPort
 
@@ -29,6 +30,8 @@ class Inspection:
     guess: Guess
     whole: Path
     """The file with its weights inside: itself, or a copy where they lay beside it."""
+    further: tuple[Further, ...] = ()
+    """What its sidecar declares beside it."""
 
 
 def inspect_model(
@@ -45,9 +48,12 @@ def inspect_model(
     facts = read_facts(path)
     whole = embed_external_data(facts, scratch)
     beside = path.with_suffix(".toml")
-    if sidecar is None and whole != path and beside.is_file():
+    if sidecar is None and beside.is_file():
         sidecar = beside
-    return Inspection(facts, guess(whole, sidecar, flags), whole)
+    further: tuple[Further, ...] = ()
+    if sidecar is not None:
+        sidecar, further = take_variants(sidecar, scratch)
+    return Inspection(facts, guess(whole, sidecar, flags), whole, further)
 
 
 def facts_table(inspection: Inspection) -> list[tuple[str, str]]:
@@ -122,6 +128,8 @@ def sidecar_text(inspection: Inspection) -> str:
     if known.accuracy:
         body["accuracy"] = known.accuracy
     body.update(_ports(known.contract))
+    if inspection.further:
+        body["variants"] = {one.name: _variant(one, facts.path) for one in inspection.further}
     return "\n".join(head) + "\n" + _ARRAY.sub(_one_line, tomli_w.dumps(body))
 
 
@@ -145,6 +153,13 @@ def _input(port: InputPort) -> dict[str, Any]:
         table = port.image.model_dump(mode="json", exclude_none=True)
         return table if port.image.resize == "letterbox" else {k: v for k, v in table.items() if k != "pad"}
     return {} if port.bind == "source" else {"bind": port.bind}
+
+
+def _variant(variant: Further, model: Path) -> dict[str, Any]:
+    table: dict[str, Any] = {"file": _relative(variant.file, model)}
+    if variant.precision is not None:
+        table["precision"] = variant.precision
+    return table | {key: list(value) for key, value in variant.targets if value}
 
 
 def _relative(path: Path, model: Path) -> str:

@@ -174,3 +174,55 @@ def test_progress_goes_from_nothing_to_all(model: Path, tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     make_bundle(BundleRequest(model), tmp_path / "out", lambda what, done, total: told.append((done, total)))
     assert told == [(k, len(STEPS)) for k in range(len(STEPS) + 1)]
+
+
+# --- further variants
+
+
+def two(tmp_path: Path, table: str) -> Path:
+    """A float file whose sidecar adds the INT8 one."""
+    path = builders.classifier(tmp_path / "colours.onnx")
+    builders.int8_classifier(tmp_path / "colours-int8.onnx")
+    builders.labels_file(tmp_path / "labels.txt")
+    sidecar = builders.sidecar_file(tmp_path / "colours.toml")
+    sidecar.write_text(sidecar.read_text() + table)
+    return path
+
+
+def test_a_sidecar_adds_variants_and_one_int8_is_enough(tmp_path: Path) -> None:
+    table = '\n[variants.quick]\nfile = "colours-int8.onnx"\nprecision = "int8"\nproviders = ["CPU"]\n'
+    made = bundle(two(tmp_path, table), tmp_path / "out")
+    variants = made.manifest.variants
+    assert {name: v.precision for name, v in variants.items()} == {"fp32": "fp32", "quick": "int8"}
+    assert variants["quick"].targets.providers == ("CPU",)
+    assert variants["quick"].golden != variants["fp32"].golden  # each has its own outputs
+    assert made.manifest.float_reason is None
+    assert {ref.sha256 for ref in made.manifest.blobs()} == set(made.blobs)
+    assert bundle(tmp_path / "colours.onnx", tmp_path / "again").content == made.content
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        (
+            '[variants.x]\nfile = "colours-int8.onnx"\nprecision = "fp16"',
+            "declared fp16, but colours-int8.onnx",
+        ),
+        ('[variants.x]\nfile = "gone.onnx"', "no file"),
+        ("[variants.x]\nprecision = 'int8'", "needs file"),
+        ('[variants.x]\nfile = "colours-int8.onnx"\ncolour = "red"', "unknown key 'colour'"),
+        ('[variants.x]\nfile = "colours-int8.onnx"\narch = 3', "arch"),
+        ('[variants.fp32]\nfile = "colours-int8.onnx"', "is colours.onnx itself"),
+        ('[variants.x]\nfile = "more.onnx"', "has other outputs"),
+    ],
+)
+def test_a_faulty_variant_is_named(tmp_path: Path, table: str, says: str) -> None:
+    path = two(tmp_path, f"\n{table}\n")
+    x = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 32, 32])
+    y = helper.make_tensor_value_info("other", TensorProto.FLOAT, ["batch", 3, 32, 32])
+    graph = helper.make_graph([helper.make_node("Relu", ["image"], ["other"])], "g", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    (tmp_path / "more.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(Rejected, match=says):
+        bundle(path, tmp_path / "out")
