@@ -1,4 +1,4 @@
-"""What the demo's table says must be right: the shipped model on the demo's own video, through the device's code."""
+"""What the demo shows must be right: the shipped model on the demo's own video, through the device's code."""
 
 from __future__ import annotations
 
