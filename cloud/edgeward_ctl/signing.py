@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
 from securesystemslib.exceptions import UnsupportedLibraryError
 from securesystemslib.signer import Key, Signer
 from tuf.api.exceptions import (
@@ -35,6 +36,7 @@ from edgeward_ctl.client import Client, Conflict
 from edgeward_ctl.profile import Profile
 from edgeward_ctl.releases import Choice, Release, choose_version
 from edgeward_wire.api import DELEGATION, Publish
+from edgeward_wire.document import faults
 from edgeward_wire.errors import EdgewardError, Rejected, Unavailable
 from edgeward_wire.manifest import MAX_MANIFEST_BYTES, Manifest, ModelRef
 
@@ -195,9 +197,16 @@ class _Fetcher(FetcherInterface):
 def _releases(models: Targets) -> dict[str, Release]:
     found = {}
     for path, target in models.targets.items():
-        custom = target.unrecognized_fields.get("custom") or {}
-        ref = ModelRef(path=path, sha256=target.hashes.get("sha256", ""))
-        found[path] = Release(ref, target.length, custom.get("content"))
+        custom = target.unrecognized_fields.get("custom")
+        content = custom.get("content") if isinstance(custom, dict) else None
+        try:
+            ref = ModelRef(path=path, sha256=target.hashes.get("sha256", ""))
+        except ValidationError as error:
+            raise Rejected(
+                f"The registry has signed {path[:200]!r}, which is no model: {faults(error)}.",
+                "It was signed by another tool with a release key: ask who holds the keys.",
+            ) from error
+        found[path] = Release(ref, target.length, content)
     return found
 
 
