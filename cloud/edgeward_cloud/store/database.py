@@ -8,6 +8,8 @@ and devices send again what was not acknowledged.
 
 from __future__ import annotations
 
+import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -79,6 +81,7 @@ async def open_store(url: str) -> AsyncIterator[Store]:
     """Open the database at a SQLAlchemy URL with an async driver, migrated; closed on exit."""
     engine = create_async_engine(url)
     if engine.dialect.name == "sqlite":
+        await asyncio.to_thread(_probe, engine.url.database or "")
         event.listen(engine.sync_engine, "connect", _on_sqlite_connect)
         event.listen(engine.sync_engine, "begin", _on_sqlite_begin)
     try:
@@ -87,6 +90,20 @@ async def open_store(url: str) -> AsyncIterator[Store]:
         yield store
     finally:
         await engine.dispose()
+
+
+def _probe(path: str) -> None:
+    """Fail here when the file cannot be opened: aiosqlite's own failure leaves a thread behind.
+
+    Raises:
+        Unavailable: it cannot.
+    """
+    try:
+        sqlite3.connect(path).close()
+    except sqlite3.Error as error:
+        raise Unavailable(
+            f"The database {path} cannot be opened: {error}.", "Check its directory."
+        ) from error
 
 
 @contextmanager
