@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from edgeward_wire.errors import Rejected
 from edgeward_wire.manifest import ModelRef
 
 if TYPE_CHECKING:
+    from edgeward_ctl.signing import Models, ReleaseKey
     from edgeward_models.bundle import Bundle
 
 
@@ -74,19 +76,15 @@ def deploy(profile: Profile, wish: Wish, waiting: Waiting) -> int:
             if wish.dry_run:
                 choice = choose_version(models.releases(), bundle.manifest.name, bundle.content, wish.version)
                 missing = sum(not client.has_blob(ref) for ref in bundle.manifest.blobs())
+                # What is said last is said when the bars are gone.
+                end = partial(_print_plan, bundle, choice, missing, wish, waiting)
             else:
                 _upload(client, bundle, board)
-                board.step("sign", 0, 1)
-                done = models.publish(bundle.manifest, key, wanted=wish.version, say=board.say)
-                label = f"{done.ref.name} {done.ref.version}"
-                board.step(
-                    "sign", 1, 1, f"{label} was released before" if done.reused else f"released {label}"
-                )
-                rollout = _start(client, wish, done.ref)
+                released = _release(models, bundle, key, wish.version, board)
+                rollout = _start(client, wish, released)
                 followed = _follow(client, rollout, waiting, board)
-        if wish.dry_run:
-            return _print_plan(bundle, choice, missing, wish, waiting)
-    return _print_end(followed, rollout, waiting, bundle)
+                end = partial(_print_end, followed, rollout, waiting, bundle)
+    return end()
 
 
 def rollback(profile: Profile, target: Mapping[str, str], pipeline: str, waiting: Waiting) -> int:
@@ -182,6 +180,16 @@ def _upload(client: Client, bundle: Bundle, board: Progressing) -> None:
         client.put_blob(ref, bundle.blobs[ref.sha256], progress)
     known = len(bundle.manifest.blobs()) - len(missing)
     board.step("upload", 1, 1, f"{screen.size(total)} sent, {known} blobs were there")
+
+
+def _release(
+    models: Models, bundle: Bundle, key: ReleaseKey, version: str | None, board: Progressing
+) -> ModelRef:
+    board.step("sign", 0, 1)
+    done = models.publish(bundle.manifest, key, wanted=version, say=board.say)
+    label = f"{done.ref.name} {done.ref.version}"
+    board.step("sign", 1, 1, f"{label} was released before" if done.reused else f"released {label}")
+    return done.ref
 
 
 def _start(client: Client, wish: Wish, ref: ModelRef) -> Rollout:
