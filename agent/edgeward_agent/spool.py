@@ -70,6 +70,7 @@ class Spool:
         except OSError as error:
             self._disk_fails(error)
         self._next_number = max((s.last for s in self._segments), default=0) + 1
+        self._bound()
 
     @property
     def dropped(self) -> int:
