@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from edgeward_runtime.backoff import Backoff
 from edgeward_runtime.images import U8
-from edgeward_runtime.slots import Frame, Slots
+from edgeward_runtime.slots import SPARE_BUFFERS, Frame, Slots
 from edgeward_runtime.sources import open_source
 from edgeward_runtime.sources.base import Source
 from edgeward_runtime.sources.options import SourceOptions
@@ -45,7 +45,7 @@ class Capture(threading.Thread):
         self._on_change, self._on_crash = on_change, on_crash
         self._backoff = backoff or Backoff()
         self._stopping = threading.Event()
-        self._spare: deque[U8] = deque(maxlen=3)
+        self._spare: deque[U8] = deque(maxlen=SPARE_BUFFERS)
         self._reading_since = 0.0
         self._up: bool | None = None
         self._detail = ""

@@ -29,7 +29,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -66,6 +66,8 @@ Declared = Mapping[str, Any]
 class Missing:
     """Something that the file does not tell: what, and what to do."""
 
+    key: str
+    """Where it would be declared: labels, task, inputs.<name>."""
     what: str
     next_step: str
 
@@ -85,10 +87,11 @@ class Guess:
     notes: tuple[str, ...] = ()
     missing: tuple[Missing, ...] = ()
 
-    def complete(self) -> Guess:
-        """Itself, if nothing is missing. Raises Rejected with the first thing that is."""
-        if self.missing:
-            first, more = self.missing[0], len(self.missing) - 1
+    def complete(self, without: Sequence[str] = ()) -> Guess:
+        """Itself, if nothing is missing but the keys in `without`. Raises Rejected with the first that is."""
+        missing = [one for one in self.missing if one.key not in without]
+        if missing:
+            first, more = missing[0], len(missing) - 1
             also = f" ({more} more: see `agent-ctl model inspect`)" if more else ""
             raise Rejected(first.what + also, first.next_step)
         return self
@@ -254,6 +257,7 @@ class _Inference:
         if bind == "source" and not source and "bind" not in declared:
             self.missing.append(
                 Missing(
+                    f"inputs.{port.name}",
                     f"Nothing says what goes into input {port.name}.",
                     f"Declare const or bind under [inputs.{port.name}] in {self.path.stem}.toml.",
                 )
@@ -285,6 +289,7 @@ class _Inference:
                 spec[key] = 224
                 self.missing.append(
                     Missing(
+                        f"inputs.{port.name}",
                         f"Input {port.name} takes pictures of any {key}.",
                         f"Declare width and height under [inputs.{port.name}] in {self.path.stem}.toml.",
                     )
@@ -371,7 +376,9 @@ class _Inference:
         ):
             self.notes.append("task is not declared: one row of numbers a picture, taken as classification.")
             return "classification"
-        self.missing.append(Missing(f"Nothing says what {self.path.name} is for.", "Say it with --task."))
+        self.missing.append(
+            Missing("task", f"Nothing says what {self.path.name} is for.", "Say it with --task.")
+        )
         return "tensor"
 
     def _ranges(self) -> dict[str, DimensionRange]:
@@ -411,6 +418,7 @@ class _Inference:
             lines = f"{classes} lines" if isinstance(classes, int) else "lines"
             self.missing.append(
                 Missing(
+                    "labels",
                     f"A classification needs labels, and nothing names those of {self.path.name}.",
                     f"Give --labels FILE: {lines} of text, one a class.",
                 )

@@ -13,7 +13,7 @@ from edgeward_runtime.images import U8
 from edgeward_runtime.ports import constants
 from edgeward_runtime.preprocess import Preprocess, image_input
 from edgeward_runtime.sessions import open_session
-from edgeward_runtime.tasks import reader
+from edgeward_runtime.tasks import check_task, reader
 from edgeward_runtime.tasks.answer import Answer
 from edgeward_wire.contract import Contract
 from edgeward_wire.manifest import ModelRef
@@ -41,6 +41,12 @@ class Look:
     preprocess_ms: float
     inference_ms: float
     postprocess_ms: float
+
+
+def check_supported(contract: Contract) -> None:
+    """Raises Rejected for a contract that this release cannot run, whatever the file."""
+    image_input(contract)
+    check_task(contract)
 
 
 class Engine:

@@ -233,6 +233,7 @@ class _Worker(threading.Thread):
         except EdgewardError as error:
             self._emit(NotServed(self.id, error.what))
             return None
+        give_back()  # loading takes twice what serving does
         return engine
 
     def _serve(self, engine: Engine) -> None:

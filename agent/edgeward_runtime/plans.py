@@ -86,10 +86,10 @@ def provider_name(name: str) -> str:
 
 
 def fits(targets: TargetHints, machine: Machine, provider: str) -> bool:
-    """Whether a variant's hints allow this machine and provider; empty hints allow all."""
+    """Whether a variant's hints allow this machine and provider: any value of a hint, or an empty hint."""
     if targets.arch and machine.arch not in targets.arch:
         return False
-    if targets.isa and machine.isa and not set(targets.isa) <= machine.isa:
+    if targets.isa and machine.isa and not set(targets.isa) & machine.isa:
         return False
     return not targets.providers or provider in {provider_name(p) for p in targets.providers}
 

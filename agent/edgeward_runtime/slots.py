@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from edgeward_runtime.images import U8
 from edgeward_runtime.sources.options import SlotPolicy
 
-_SPARE_BUFFERS = 3
+SPARE_BUFFERS = 1
+"""Picture memory that waits to be used again; a 1080p frame is 6 MB."""
 
 
 @dataclass
@@ -28,7 +29,7 @@ class Frame:
     captured_at: float
     capture_ms: float
     decode_ms: float
-    spare: deque[U8] = field(default_factory=lambda: deque(maxlen=_SPARE_BUFFERS), repr=False)
+    spare: deque[U8] = field(default_factory=lambda: deque(maxlen=SPARE_BUFFERS), repr=False)
 
     def release(self) -> None:
         """Give the picture's memory back for the next one: it must not be read any more."""

@@ -23,9 +23,13 @@ TASKS: dict[str, Callable[[Contract, Sequence[Port], Sequence[str]], Reader]] = 
 
 def reader(contract: Contract, outputs: Sequence[Port], labels: Sequence[str]) -> Reader:
     """What reads the outputs of this contract's task. Raises Rejected for a task that is not known."""
-    make = TASKS.get(contract.task)
-    if make is None:
+    check_task(contract)
+    return TASKS[contract.task](contract, outputs, labels)
+
+
+def check_task(contract: Contract) -> None:
+    """Raises Rejected for a task that is not known."""
+    if contract.task not in TASKS:
         raise Rejected(
             f"This release does not run the task {contract.task!r}.", f"It runs: {', '.join(sorted(TASKS))}."
         )
-    return make(contract, outputs, labels)

@@ -1,0 +1,397 @@
+"""`edgeward-agent run` and `probe`: a model on this machine, with no cloud at all.
+
+numpy, OpenCV and ONNX Runtime are imported by the handlers only: the daemon's command line stays light.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import queue
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeward_wire.errors import EdgewardError, Rejected
+from edgeward_wire.histogram import Recorder
+from edgeward_wire.manifest import ModelRef
+from edgeward_wire.telemetry import STAGES, Stage
+from edgeward_wire.verdict import Plan, PlanOutcome
+
+if TYPE_CHECKING:
+    from edgeward_runtime.contract_guess import Guess
+    from edgeward_runtime.pipeline import Happening, Pipeline, Saw
+    from edgeward_runtime.probe import Findings
+
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+_REDRAW_S = 0.5
+_PLAIN_LINE_S = 1.0
+_SOURCE = "source"
+
+
+def register(subparsers: Subparsers) -> None:
+    """Add `run` and `probe`; each sets `handler`, which takes the arguments and returns the exit code."""
+    add_run(subparsers)
+    add_probe(subparsers)
+
+
+def add_run(subparsers: Subparsers) -> None:
+    """`run`: a model on a camera, a video or pictures."""
+    parser = subparsers.add_parser(
+        "run", help="run a model on a camera, a video or pictures, without a cloud"
+    )
+    parser.add_argument("--model", required=True, type=Path, metavar="FILE", help="an ONNX file")
+    parser.add_argument(
+        "--source",
+        required=True,
+        help="a camera's number or /dev/video*, a video file, a directory of pictures",
+    )
+    _model_arguments(parser)
+    parser.add_argument("--realtime", action="store_true", help="play a file at its own pace")
+    parser.add_argument("--loop", action="store_true", help="play a file again and again")
+    parser.add_argument("--frames", type=_positive, metavar="N", help="end after N frames")
+    parser.add_argument("--probe", action="store_true", help="find the fastest plan first (some seconds)")
+    parser.add_argument("--json", action="store_true", help="one JSON object a frame, and the summary last")
+    parser.set_defaults(handler=lambda arguments: _guarded(run, arguments))
+
+
+def add_probe(subparsers: Subparsers) -> None:
+    """`probe`: the table of plans."""
+    parser = subparsers.add_parser("probe", help="try every way to run a model on this machine, and time it")
+    parser.add_argument("model", type=Path, metavar="FILE", help="an ONNX file")
+    _model_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.set_defaults(handler=lambda arguments: _guarded(probe, arguments))
+
+
+def _model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--labels", metavar="FILE", help="text, one label a line")
+    parser.add_argument("--task", help="what the model is for, e.g. classification")
+    parser.add_argument("--samples", metavar="DIR", help="pictures like those that it will see")
+    parser.add_argument("--sidecar", type=Path, metavar="FILE", help="default: the .toml beside the model")
+    parser.add_argument(
+        "--provider", action="append", default=[], help="only this one, e.g. CPU (repeatable)"
+    )
+    parser.add_argument("--threads", type=_positive, help="default: all cores")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= 1 << 30:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number
+
+
+def _guarded(handler: Any, arguments: argparse.Namespace) -> int:
+    """What goes wrong in two lines on stderr, and the exit code."""
+    try:
+        code: int = handler(arguments)
+        return code
+    except EdgewardError as error:
+        print(f"error: {error.what}", file=sys.stderr)
+        if error.next_step:
+            print(f"next: {error.next_step}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `| head` had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def _guess(arguments: argparse.Namespace) -> Guess:
+    from edgeward_agent.runner import prepare_process
+
+    prepare_process()
+    from edgeward_runtime.contract_guess import guess
+
+    flags = {key: getattr(arguments, key) for key in ("labels", "task", "samples")}
+    return guess(arguments.model, arguments.sidecar, {k: v for k, v in flags.items() if v is not None})
+
+
+# --- probe
+
+
+def probe(arguments: argparse.Namespace) -> int:
+    """Exit code 0 when a plan passed, 1 when none did."""
+    known = _guess(arguments).complete(without=("labels",))
+    findings = _find(known, arguments)
+    if arguments.json:
+        print(json.dumps(_plain_findings(arguments.model, known, findings)))
+    else:
+        print("\n".join(findings_text(known, findings)))
+    return 0 if findings.chosen else 1
+
+
+def _find(known: Guess, arguments: argparse.Namespace) -> Findings:
+    """Probe a file against golden vectors made on the spot."""
+    from edgeward_runtime import golden, plans, resources, sessions
+    from edgeward_runtime.engine import check_supported
+    from edgeward_runtime.probe import Candidate, Subject, probe
+
+    check_supported(known.contract)
+    pictures = golden.find_pictures(known.samples) if known.samples else []
+    facts = plans.VariantFacts(known.precision, "")
+    made = golden.make_golden(arguments.model, known.contract, pictures)
+    subject = Subject(known.contract, {known.precision: Candidate(facts, arguments.model, made, 0.99)})
+    machine = plans.Machine(resources.machine(), resources.isa(), sessions.available_providers())
+    found = plans.candidates(
+        {known.precision: facts},
+        machine,
+        threads=arguments.threads or resources.cores(),
+        only=arguments.provider,
+    )
+    live = sys.stderr.isatty()
+
+    def progress(phase: str, done: int, total: int, note: str) -> None:
+        if live:
+            print(f"\r\x1b[K{phase} {done}/{total}: {note}"[:110], end="", file=sys.stderr, flush=True)
+
+    try:
+        return probe(subject, found, progress=progress)
+    finally:
+        if live:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def findings_text(known: Guess, findings: Findings) -> list[str]:
+    """The table of plans, why some failed, and the winner, as lines."""
+    rows: list[tuple[str, ...]] = [
+        ("plan", "result", "nodes", "cosine", "p50 ms", "p99 ms", "×", "load ms", "MB")
+    ]
+    rows += [_row(outcome) for outcome in findings.outcomes]
+    lines = [*table(rows, right=frozenset(range(2, 9))), ""]
+    lines += [f"{o.plan.title}: {o.reason}" for o in findings.outcomes if o.reason]
+    if any(o.unverified for o in findings.outcomes):
+        lines.append("* never run on its hardware before this release")
+    if not known.samples:
+        lines.append(
+            "The vectors that the outputs were held against are made of noise: --samples DIR is stronger."
+        )
+    if findings.provisional:
+        lines.append("Something else wanted the cores, or they were throttled: the numbers are provisional.")
+    winner = f"Best: {findings.chosen.title}" if findings.chosen else findings.reason
+    return [*lines, f"{winner}  ({findings.took_s:.1f} s)"]
+
+
+def _row(outcome: PlanOutcome) -> tuple[str, ...]:
+    def number(value: float | None, form: str) -> str:
+        return "" if value is None else format(value, form)
+
+    nodes = "" if outcome.nodes_total is None else f"{outcome.nodes_on_provider}/{outcome.nodes_total}"
+    return (
+        outcome.plan.title + (" *" if outcome.unverified else ""),
+        outcome.outcome.replace("_", " "),
+        nodes,
+        number(outcome.parity, ".4f"),
+        number(outcome.p50_ms, ".2f"),
+        number(outcome.p99_ms, ".2f"),
+        number(outcome.ratio, ".2f"),
+        number(outcome.load_ms, ".0f"),
+        number(outcome.memory_mb, ".0f"),
+    )
+
+
+def _plain_findings(model: Path, known: Guess, findings: Findings) -> dict[str, Any]:
+    return {
+        "model": str(model),
+        "precision": known.precision,
+        "chosen": findings.chosen.model_dump(mode="json") if findings.chosen else None,
+        "plans": [o.model_dump(mode="json", exclude_none=True) for o in findings.outcomes],
+        "reason": findings.reason,
+        "evidence": "strong" if known.samples else "weak",
+        "provisional": findings.provisional,
+        "took_s": round(findings.took_s, 3),
+    }
+
+
+def table(rows: Sequence[Sequence[str]], right: frozenset[int] = frozenset()) -> list[str]:
+    """Rows as aligned lines, a rule below the first; columns in `right` are aligned to the right."""
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = (
+            c.rjust(w) if k in right else c.ljust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True))
+        )
+        return "  ".join(cells).rstrip()
+
+    return [line(rows[0]), "  ".join("─" * w for w in widths), *map(line, rows[1:])]
+
+
+# --- run
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Exit code 0 at the end of the source, after --frames, or on Ctrl-C."""
+    known = _guess(arguments).complete()
+    from edgeward_runtime.engine import Recipe, check_supported
+    from edgeward_runtime.labels import read_labels
+    from edgeward_runtime.pipeline import Pipeline
+    from edgeward_runtime.sources import kind_of
+    from edgeward_runtime.sources.options import SourceOptions
+
+    check_supported(known.contract)
+    assert known.labels is not None  # `complete` saw to it
+    options = SourceOptions(_SOURCE, arguments.source, realtime=arguments.realtime, loop=arguments.loop)
+    kind_of(options)  # a file that is not there is a mistake here, where a daemon would wait for it
+    recipe = Recipe(
+        model=ModelRef(path=f"models/{known.name}/local.json", sha256="0" * 64),
+        contract=known.contract,
+        file=arguments.model,
+        labels=read_labels(known.labels),
+        plan=_plan(known, arguments),
+    )
+    happened: queue.SimpleQueue[Happening] = queue.SimpleQueue()
+    pipeline = Pipeline("local", [options], happened.put, result_interval_s=0.0)
+    view = _View(recipe.plan, as_json=arguments.json)
+    pipeline.start()
+    pipeline.serve(0, recipe)
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            for saw in _answers(happened, pipeline, arguments.frames):
+                view.show(saw)
+    finally:
+        pipeline.stop()
+    view.end()
+    return 0
+
+
+def _plan(known: Guess, arguments: argparse.Namespace) -> Plan:
+    from edgeward_runtime import plans, resources
+
+    if arguments.probe:
+        findings = _find(known, arguments)
+        if findings.chosen is None:
+            raise Rejected(findings.reason, "See `edgeward-agent probe` for every plan.")
+        return findings.chosen
+    provider = plans.provider_name(arguments.provider[0]) if arguments.provider else plans.CPU
+    threads = arguments.threads or resources.cores()
+    return Plan(provider=provider, variant=known.precision, threads=threads)
+
+
+def _answers(happened: queue.SimpleQueue[Happening], pipeline: Pipeline, frames: int | None) -> Iterator[Saw]:
+    """What was seen, until the source ends or `frames` have come. Raises Rejected when the model fails."""
+    from edgeward_runtime.pipeline import Crashed, NotServed, Saw, SourceChange
+
+    seen = 0
+    while True:
+        try:
+            happening = happened.get(timeout=1.0)
+        except queue.Empty:
+            pipeline.tick(time.monotonic())
+            continue
+        if isinstance(happening, Saw):
+            yield happening
+            seen += 1
+            if seen == frames:
+                return
+        elif isinstance(happening, SourceChange) and not happening.up:
+            if happening.detail == "end of file":
+                return
+            print(f"The source is down: {happening.detail} Trying again.", file=sys.stderr)
+        elif isinstance(happening, NotServed):
+            raise Rejected(happening.reason, "See `edgeward-agent probe` for every plan.")
+        elif isinstance(happening, Crashed):
+            raise happening.error
+
+
+class _Tally:
+    """Frames and their stages over a stretch of time."""
+
+    def __init__(self) -> None:
+        self._stages = {stage: Recorder() for stage in STAGES}
+        self._since = time.monotonic()
+        self.frames = 0
+
+    def add(self, stages: Mapping[Stage, float]) -> None:
+        self.frames += 1
+        for stage, took in stages.items():
+            self._stages[stage].record(took)
+
+    def fps(self) -> float:
+        return self.frames / max(time.monotonic() - self._since, 1e-9)
+
+    def latencies(self) -> dict[Stage, tuple[float, float]]:
+        """p50 and p99 in milliseconds; the tally is empty afterwards."""
+        taken = {stage: recorder.take() for stage, recorder in self._stages.items()}
+        return {stage: (h.percentile(0.5), h.percentile(0.99)) for stage, h in taken.items()}
+
+
+class _View:
+    """What a person (or a program) sees of a run."""
+
+    def __init__(self, plan: Plan, *, as_json: bool) -> None:
+        self._plan, self._json = plan, as_json
+        self._live = sys.stdout.isatty() and not as_json
+        self._all: _Tally | None = None
+        self._window = _Tally()
+        self._due = 0.0
+
+    def show(self, saw: Saw) -> None:
+        """One answer."""
+        if self._all is None:  # from the first answer on: the loading of the model is not a frame
+            self._all, self._window = _Tally(), _Tally()
+        self._all.add(saw.stages)
+        self._window.add(saw.stages)
+        if self._json:
+            print(json.dumps(_plain_saw(saw)), flush=True)
+            return
+        now = time.monotonic()
+        if now < self._due:
+            return
+        first, self._due = not self._due, now + (_REDRAW_S if self._live else _PLAIN_LINE_S)
+        best, fps = saw.look.answer.top[0], "" if first else f"  {self._window.fps():.1f} fps"
+        line = f"{best.label} {best.score:.2f}{fps}  {_latencies_line(self._window.latencies())}"
+        self._window = _Tally()
+        if self._live:
+            print("\r\x1b[K" + line[: os.get_terminal_size().columns - 1], end="", flush=True)
+        else:
+            print(line, flush=True)
+
+    def end(self) -> None:
+        """The summary."""
+        tally = self._all or _Tally()
+        frames, fps, latencies = tally.frames, tally.fps(), tally.latencies()
+        if self._json:
+            stages = {
+                s: {"p50_ms": round(p50, 3), "p99_ms": round(p99, 3)} for s, (p50, p99) in latencies.items()
+            }
+            print(
+                json.dumps(
+                    {"plan": self._plan.title, "frames": frames, "fps": round(fps, 2), "stages": stages}
+                )
+            )
+            return
+        print(f"{chr(10) * self._live}{frames} frames, {fps:.1f} a second, on {self._plan.title}")
+        if frames:
+            rows = [(s.replace("_", " "), f"{p50:.2f}", f"{p99:.2f}") for s, (p50, p99) in latencies.items()]
+            print("\n".join(table([("stage", "p50 ms", "p99 ms"), *rows], right=frozenset({1, 2}))))
+
+
+def _latencies_line(latencies: Mapping[Stage, tuple[float, float]]) -> str:
+    names: dict[Stage, str] = {
+        "end_to_end": "end to end",
+        "decode": "decode",
+        "preprocess": "prep",
+        "inference": "infer",
+        "postprocess": "post",
+    }
+    parts = [f"{short} {latencies[s][0]:.1f}/{latencies[s][1]:.1f}" for s, short in names.items()]
+    return "p50/p99 ms: " + "  ".join(parts)
+
+
+def _plain_saw(saw: Saw) -> dict[str, Any]:
+    return {
+        "source": saw.source,
+        "time": saw.time,
+        "top": [
+            {"label": t.label, "index": t.class_index, "score": round(t.score, 4)}
+            for t in saw.look.answer.top
+        ],
+        "ms": {stage: round(took, 3) for stage, took in saw.stages.items()},
+    }

@@ -1,0 +1,280 @@
+"""The runner: one pipeline's frames through its model. `python -m edgeward_agent.runner --fd N`.
+
+A child of the daemon; the two speak `messages` over the socket on file descriptor N. End of file on it
+ends the runner. The main thread owns the socket, the windows and the heartbeat; the pipeline's threads
+only queue what happened. An exception that nobody foresaw ends the process: the daemon restarts it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import queue
+import select
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeward_agent.messages import (
+    MAX_LINE,
+    TO_RUNNER,
+    Configure,
+    Heartbeat,
+    Ready,
+    ResultSeen,
+    RunnerMessage,
+    Serve,
+    ServeFailed,
+    ServingNow,
+    SourceChanged,
+    SourceSpec,
+    WindowClosed,
+    encode,
+)
+from edgeward_wire.errors import EdgewardError, Rejected
+from edgeward_wire.result import ResultMessage, Seen
+
+if TYPE_CHECKING:
+    from edgeward_runtime import pipeline as runtime
+    from edgeward_runtime.engine import Recipe
+    from edgeward_runtime.sources.options import SourceOptions
+
+log = logging.getLogger("edgeward.runner")
+
+HEARTBEAT_S = 1.0
+_RECEIVE = 1 << 16
+_MAX_DETAIL = 200
+_MAX_REASON = 2000
+_MAX_TOP = 5
+
+
+def recipe_of(order: Serve) -> Recipe:
+    """What the engine of an order is made of. Raises Rejected, Unavailable."""
+    from edgeward_runtime.engine import Recipe
+    from edgeward_runtime.labels import read_labels
+
+    manifest, blobs = order.manifest, Path(order.blobs)
+    variant = manifest.variants.get(order.plan.variant)
+    if variant is None:
+        raise Rejected(f"The model has no variant {order.plan.variant!r}.")
+    labels = read_labels(blobs / manifest.labels.sha256) if manifest.labels else ()
+    return Recipe(
+        model=order.model,
+        contract=manifest.contract,
+        file=blobs / variant.model.sha256,
+        labels=labels,
+        plan=order.plan,
+    )
+
+
+def options_of(source: SourceSpec) -> SourceOptions:
+    """The runtime's view of a source."""
+    from edgeward_runtime.sources.options import SourceOptions
+
+    return SourceOptions(**source.model_dump())
+
+
+class Runner:
+    """One pipeline behind one socket."""
+
+    def __init__(self, link: socket.socket) -> None:
+        self._link = link
+        self._received = bytearray()
+        self._happened: queue.SimpleQueue[runtime.Happening] = queue.SimpleQueue()
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._configuration: Configure | None = None
+        self._pipeline: runtime.Pipeline | None = None
+        self._window_due = self._heartbeat_due = 0.0
+
+    def run(self) -> None:
+        """Until the daemon closes the socket."""
+        self._send(Ready(runtime=versions()))
+        self._heartbeat_due = time.monotonic() + HEARTBEAT_S
+        try:
+            while self._turn():
+                pass
+        except (BrokenPipeError, ConnectionResetError):
+            log.info("the daemon has gone")
+        finally:
+            if self._pipeline is not None:
+                self._pipeline.stop()
+
+    def _turn(self) -> bool:
+        """Wait for something to do, and do it. False: the daemon closed the socket."""
+        due = min(self._heartbeat_due, self._window_due or self._heartbeat_due)
+        wait = max(0.0, due - time.monotonic())
+        link = self._link.fileno()
+        readable, _, _ = select.select([link, self._wake_read], [], [], wait)
+        if self._wake_read in readable:
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._wake_read, 4096)
+        self._report()
+        if link in readable and not self._receive():
+            return False
+        self._on_time(time.monotonic())
+        return True
+
+    # --- from the daemon
+
+    def _receive(self) -> bool:
+        raw = self._link.recv(_RECEIVE)
+        if not raw:
+            return False
+        self._received += raw
+        *lines, rest = self._received.split(b"\n")
+        if max(map(len, (*lines, rest))) > MAX_LINE:
+            raise ValueError(f"a line of more than {MAX_LINE} bytes came from the daemon")
+        self._received = rest
+        for line in lines:
+            self._obey(line)
+        return True
+
+    def _obey(self, line: bytes | bytearray) -> None:
+        message = TO_RUNNER.validate_json(bytes(line))
+        if isinstance(message, Configure):
+            self._configure(message)
+        else:
+            self._serve(message)
+
+    def _configure(self, wanted: Configure) -> None:
+        from edgeward_runtime.pipeline import Pipeline
+
+        before, self._configuration = self._configuration, wanted
+        self._window_due = time.monotonic() + wanted.window_s
+        if self._pipeline is not None and before is not None and before.sources == wanted.sources:
+            self._pipeline.result_interval_s = wanted.result_interval_s
+            return
+        if self._pipeline is not None:
+            raise ValueError("the sources of a runner cannot change: start another one")
+        self._pipeline = Pipeline(
+            wanted.pipeline,
+            [options_of(source) for source in wanted.sources],
+            self._emit,
+            result_interval_s=wanted.result_interval_s,
+        )
+        self._pipeline.start()
+
+    def _serve(self, order: Serve) -> None:
+        if self._pipeline is None:
+            raise ValueError("a model came before the configuration")
+        try:
+            recipe = recipe_of(order)
+        except EdgewardError as error:
+            self._send(ServeFailed(id=order.id, reason=error.what[:_MAX_REASON]))
+            return
+        self._pipeline.serve(order.id, recipe)
+
+    # --- to the daemon
+
+    def _emit(self, happening: runtime.Happening) -> None:
+        """Called on any thread."""
+        self._happened.put(happening)
+        with contextlib.suppress(
+            BlockingIOError, OSError
+        ):  # full: it is awake already; closed: we are ending
+            os.write(self._wake_write, b"\0")
+
+    def _report(self) -> None:
+        while True:
+            try:
+                happening = self._happened.get_nowait()
+            except queue.Empty:
+                return
+            self._send(self._message(happening))
+
+    def _message(self, happening: runtime.Happening) -> RunnerMessage:
+        from edgeward_runtime import pipeline as runtime
+
+        if isinstance(happening, runtime.Saw):
+            return ResultSeen(result=self._result(happening))
+        if isinstance(happening, runtime.SourceChange):
+            detail = happening.detail[:_MAX_DETAIL]
+            log.info("source %s is %s %s", happening.source, "up" if happening.up else "down:", detail)
+            return SourceChanged(source=happening.source, up=happening.up, detail=detail)
+        if isinstance(happening, runtime.Served):
+            return ServingNow(id=happening.id, gap_ms=max(0.0, happening.gap_ms))
+        if isinstance(happening, runtime.NotServed):
+            return ServeFailed(id=happening.id, reason=happening.reason[:_MAX_REASON])
+        if isinstance(happening, runtime.WindowClosed):
+            return WindowClosed(measures=happening.measures)
+        raise happening.error
+
+    def _result(self, saw: runtime.Saw) -> ResultMessage:
+        assert self._configuration is not None
+        top = saw.look.answer.top[:_MAX_TOP]
+        return ResultMessage(
+            pipeline=self._configuration.pipeline,
+            source=saw.source,
+            time=saw.time,
+            model=saw.recipe.model.name,
+            version=saw.recipe.model.version,
+            latency_ms=saw.stages["end_to_end"],
+            top=tuple(Seen(label=t.label, index=t.class_index, score=min(1.0, t.score)) for t in top),
+        )
+
+    def _on_time(self, now: float) -> None:
+        pipeline, configuration = self._pipeline, self._configuration
+        if pipeline is not None and configuration is not None and now >= self._window_due:
+            measures = pipeline.close_window(now, time.time())
+            if measures:
+                self._send(WindowClosed(measures=measures))
+            # On schedule, not from now: windows do not drift. What a stall missed is one long window.
+            late = (now - self._window_due) // configuration.window_s
+            self._window_due += (late + 1) * configuration.window_s
+        if now >= self._heartbeat_due:
+            self._heartbeat_due = now + HEARTBEAT_S
+            if pipeline is None:
+                self._send(Heartbeat(frames=0))
+                return
+            pipeline.tick(now)
+            totals = pipeline.totals
+            self._send(
+                Heartbeat(frames=totals.frames, errors=totals.errors, stalled_s=pipeline.stalled_s(now))
+            )
+
+    def _send(self, message: RunnerMessage) -> None:
+        self._link.sendall(encode(message))
+
+
+def versions() -> dict[str, str]:
+    """The versions of what runs the models here."""
+    import numpy as np
+
+    from edgeward_runtime import images, sessions
+
+    return {"onnxruntime": sessions.version(), "numpy": np.__version__, "opencv": images.version()}
+
+
+def prepare_process() -> None:
+    """Before numpy, OpenCV and ONNX Runtime are imported: keep them from taking threads and memory."""
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    from edgeward_runtime import resources
+
+    resources.save_memory()
+    from edgeward_runtime import images
+
+    images.be_light()
+
+
+def main() -> int:
+    """Exit code 0 when the daemon closed the socket."""
+    parser = argparse.ArgumentParser(prog="edgeward-runner")
+    parser.add_argument("--fd", type=int, required=True, help="the socket to the daemon")
+    fd = parser.parse_args().fd
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="runner: %(levelname)s: %(message)s")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the daemon, which closes the socket
+    prepare_process()
+    with socket.socket(fileno=fd) as link:
+        link.setblocking(True)
+        Runner(link).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
