@@ -1,4 +1,5 @@
 """`edgeward-agent`: enroll, run, status, probe. Light: each command imports what it needs, when it runs.
+`run` is the daemon, and with `--model` the run of one model without a cloud.
 
 Exit codes: 0 well, 1 it failed (or `status` found a fault), 2 wrong usage. Errors are two lines on stderr,
 `error: ...` and `next: ...`; no traceback reaches a person.
@@ -7,13 +8,13 @@ Exit codes: 0 well, 1 it failed (or `status` found a fault), 2 wrong usage. Erro
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import logging
 import os
 import sys
 import time
 from pathlib import Path
 
+from edgeward_agent import local_cli
 from edgeward_wire import __version__
 from edgeward_wire.errors import EdgewardError
 
@@ -24,10 +25,12 @@ LEVELS = ("debug", "info", "warning", "error")
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point."""
-    args = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    local = any(word == "--model" or word.startswith("--model=") for word in words)
+    args = _parser(local=local).parse_args(words)
     _start_logging(args.log_level)
     try:
-        code: int = args.command(args)
+        code: int = args.handler(args)
     except EdgewardError as error:
         print(f"error: {error.what}", file=sys.stderr)
         if error.next_step:
@@ -41,7 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(*, local: bool) -> argparse.ArgumentParser:
+    """`local`: `run` is the run of one model without a cloud, and not the daemon."""
     parser = argparse.ArgumentParser(
         prog="edgeward-agent", description="Runs signed models on this device and reports how they do."
     )
@@ -53,21 +57,25 @@ def _parser() -> argparse.ArgumentParser:
     enroll.add_argument("enrolment", metavar="STRING", help="what `agent-ctl enroll-token` printed")
     enroll.add_argument("--device", metavar="ID", help="the device's id; default: `device` in agent.toml")
     _places(enroll)
-    enroll.set_defaults(command=_enroll)
+    enroll.set_defaults(handler=_enroll)
 
-    run = commands.add_parser("run", help="run the daemon; with --model: one model, without a cloud")
-    _places(run)
-    run.set_defaults(command=_run)
+    if local:
+        local_cli.add_run(commands)
+    else:
+        run = commands.add_parser(
+            "run",
+            help="run the daemon; with --model: one model, without a cloud",
+            epilog="Without a cloud: edgeward-agent run --model m.onnx --source 0 (and --help for more)",
+        )
+        _places(run)
+        run.set_defaults(handler=_run)
 
     status = commands.add_parser("status", help="what the daemon does")
     status.add_argument("--json", action="store_true", help="one JSON object")
     _places(status)
-    status.set_defaults(command=_status)
+    status.set_defaults(handler=_status)
 
-    if importlib.util.find_spec("edgeward_agent.local_cli"):
-        from edgeward_agent import local_cli
-
-        local_cli.register(commands)
+    local_cli.add_probe(commands)
     return parser
 
 
@@ -106,10 +114,6 @@ def _enroll(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    if getattr(args, "model", None):
-        from edgeward_agent import local_cli
-
-        return local_cli.run(args)
     from edgeward_agent.daemon import run_daemon
 
     return run_daemon(args.config, args.state)

@@ -1,0 +1,116 @@
+"""Probation's gates as a table: what is seen, and what follows."""
+
+from __future__ import annotations
+
+from agent.models import deployment, manifest, row
+from edgeward_agent.gates import NO_FRAMES_S, Probation
+from edgeward_agent.states import Breached, Held
+from edgeward_wire.histogram import Recorder
+from edgeward_wire.reported import SourceReport
+from edgeward_wire.telemetry import Measures
+
+UP, DOWN = {"cam": SourceReport(up=True)}, {"cam": SourceReport(up=False, detail="unplugged")}
+MODEL = manifest("1", p99_ms=50.0)
+
+
+def probation(duration_s: float = 10.0, spent_s: float = 0.0) -> Probation:
+    return Probation(deployment(MODEL, probation_s=duration_s), now=100.0, spent_s=spent_s)
+
+
+def window(ms: float, n: int = 60, version: str = "1") -> Measures:
+    recorder = Recorder()
+    for _ in range(n):
+        recorder.record(ms)
+    inference = recorder.take()
+    return Measures(
+        pipeline="main",
+        source="cam",
+        model=row(manifest(version, p99_ms=50.0)).model,
+        variant="int8",
+        provider="CPUExecutionProvider",
+        start=0,
+        duration_s=1,
+        frames=n,
+        stages={"inference": inference, "end_to_end": inference},
+    )
+
+
+def test_frames_for_its_whole_time_hold() -> None:
+    p = probation()
+    p.heartbeat(1000, 7, 100)
+    p.heartbeat(1100, 7, 105)
+    p.windows([window(5)])
+    assert p.judge(105, UP) is None
+    assert p.progress(105) == 0.5
+    assert "100 frames, 5 s to go" in p.detail(105, UP)
+    held = p.judge(110, UP)
+    assert isinstance(held, Held)
+    assert held.numbers["probation_frames"] == 100
+    assert 4.8 < held.numbers["live_inference_p99_ms"] < 5.2
+
+
+def test_no_frames_never_pass() -> None:
+    p = probation()
+    p.heartbeat(1000, 0, 100)
+    assert p.judge(111, DOWN) is None
+    assert "down: cam: unplugged" in p.detail(111, DOWN)
+    p.heartbeat(1001, 0, 112)
+    assert isinstance(p.judge(112, UP), Held)
+
+
+def test_a_pipeline_without_sources_has_nothing_to_prove() -> None:
+    assert isinstance(probation(duration_s=0).judge(100, {}), Held)
+
+
+def test_a_source_that_delivers_and_no_frames_is_a_breach() -> None:
+    p = probation(3600)
+    p.heartbeat(5, 0, 100)
+    p.heartbeat(10, 0, 120)
+    assert p.judge(120 + NO_FRAMES_S, UP) is None
+    breach = p.judge(121 + NO_FRAMES_S, UP)
+    assert isinstance(breach, Breached)
+    assert "cam delivers" in breach.reason
+
+
+def test_time_with_the_camera_away_does_not_count_against_the_model() -> None:
+    p = probation(3600)
+    p.judge(150, DOWN)
+    assert p.judge(151, UP) is None
+
+
+def test_errors() -> None:
+    p = probation()
+    p.heartbeat(0, 0, 100)
+    p.heartbeat(15, 4, 101)
+    assert p.judge(101, UP) is None, "too few to say"
+    p.heartbeat(19, 2, 102)
+    breach = p.judge(102, UP)
+    assert isinstance(breach, Breached)
+    assert "2 of 21 frames failed" in breach.reason
+    few = probation()
+    few.heartbeat(0, 0, 100)
+    few.heartbeat(2, 1, 110)
+    assert isinstance(few.judge(110, UP), Breached), "at the end, few are enough"
+
+
+def test_the_manifests_p99() -> None:
+    p = probation()
+    p.heartbeat(0, 0, 100)
+    p.heartbeat(60, 0, 101)
+    p.windows([window(60, n=40)])
+    assert p.judge(101, UP) is None
+    p.windows([window(60, n=40)])
+    assert isinstance(p.judge(101, UP), Breached)
+    other = probation()
+    other.windows([window(60, version="2")])
+    other.heartbeat(0, 0, 100)
+    other.heartbeat(60, 0, 101)
+    assert other.judge(101, UP) is None, "another model's windows do not count"
+
+
+def test_time_before_a_restart_counts() -> None:
+    p = probation(10, spent_s=9)
+    p.heartbeat(0, 0, 100)
+    p.heartbeat(9, 0, 101)
+    assert p.spent_s(101) == 10
+    assert isinstance(p.judge(101, UP), Held)

@@ -1,0 +1,165 @@
+"""What is told, when, and how often: a real spool, and an outlet that keeps what it gets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.models import manifest, plan, row
+from edgeward_agent.reporting import Reporter
+from edgeward_agent.spool import Spool
+from edgeward_agent.status import read_status
+from edgeward_agent.sysinfo import this_machine
+from edgeward_wire.document import parse
+from edgeward_wire.histogram import Recorder
+from edgeward_wire.reported import PipelineReport, Reported, Serving, SourceReport, State, Update
+from edgeward_wire.status import Birth
+from edgeward_wire.telemetry import Measures
+
+BOOT = "b" * 32
+ONE = row(manifest("1"))
+
+
+class Broker:
+    """An outlet at the end of the line."""
+
+    def __init__(self) -> None:
+        self.connected = True
+        self.told: list[tuple[str, bytes]] = []
+        self.woken = 0
+
+    def publish(self, kind: str, payload: bytes) -> bool:
+        self.told.append((kind, payload))
+        return True
+
+    def wake(self) -> None:
+        self.woken += 1
+
+    def kinds(self) -> list[str]:
+        return [kind for kind, _ in self.told]
+
+
+@pytest.fixture
+def broker() -> Broker:
+    return Broker()
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    return Spool(tmp_path / "spool", BOOT, 1 << 20)
+
+
+@pytest.fixture
+def reporter(tmp_path: Path, broker: Broker, spool: Spool) -> Reporter:
+    reporter = Reporter(
+        device="edge-01a",
+        fleet="edge-01",
+        boot_id=BOOT,
+        state=tmp_path,
+        spool=spool,
+        machine=this_machine(),
+        pipelines={"main": ("cam",)},
+        clock_trusted=lambda: False,
+    )
+    reporter.attach(broker)
+    return reporter
+
+
+def report(state: State = "downloading", progress: float = 0.0) -> PipelineReport:
+    update = Update(rollout="r", model=ONE.model, attempt=1, state=state, progress=progress)
+    return PipelineReport(update=update, sources={"cam": SourceReport(up=True)})
+
+
+def tell(reporter: Reporter, main: PipelineReport, now: float, registry: str = "") -> None:
+    reporter.reported({"main": main}, revision=3, registry=registry, now=now)
+
+
+def test_changes_are_told_at_once_and_progress_once_a_second(reporter: Reporter, broker: Broker) -> None:
+    for n in range(30):
+        tell(reporter, report(progress=n / 30), now=100 + n / 10)
+    assert broker.kinds() == ["reported"] * 3
+    tell(reporter, report("verifying"), now=103.01)
+    assert broker.kinds() == ["reported"] * 4
+    for n in range(100):
+        tell(reporter, report("verifying"), now=104.0 + n)
+    assert broker.kinds() == ["reported"] * 4, "nothing new, nothing told"
+    newest = parse(Reported, broker.told[-1][1])
+    assert newest.pipelines["main"].update
+    assert newest.pipelines["main"].update.state == "verifying"
+    assert newest.revision == 3
+
+
+def test_everything_retained_is_told_again_on_connect(reporter: Reporter, broker: Broker) -> None:
+    broker.connected = False
+    tell(reporter, report(), now=1)
+    assert broker.told == []
+    broker.connected = True
+    reporter.connected()
+    assert broker.kinds() == ["birth", "reported"]
+    birth = parse(Birth, broker.told[0][1])
+    assert birth.pipelines == {"main": ("cam",)}
+    assert birth.cores >= 1
+
+
+def events(spool: Spool) -> list[dict[str, Any]]:
+    return [json.loads(message.payload)["what"] for message in spool.next_batch(100)]
+
+
+def test_faults_are_transitions(reporter: Reporter, spool: Spool) -> None:
+    for detail in ("", "away", "away", "still away", "", "", "away"):
+        reporter.fault("registry", detail)
+    told = [(e["recovered"], e["detail"]) for e in events(spool)]
+    assert told == [(False, "away"), (True, "away"), (False, "away")]
+
+
+def test_windows_are_spooled_and_flattened(
+    reporter: Reporter, broker: Broker, spool: Spool, tmp_path: Path
+) -> None:
+    recorder = Recorder()
+    for _ in range(10):
+        recorder.record(20.0)
+    measures = Measures(
+        pipeline="main",
+        source="cam",
+        model=ONE.model,
+        variant="int8",
+        provider="CPUExecutionProvider",
+        start=0,
+        duration_s=2,
+        frames=10,
+        stages={"end_to_end": recorder.take()},
+        labels={"cat": 7, "dog": 3},
+    )
+    reporter.windows([measures])
+    flat = json.loads(dict(broker.told)["metrics"])
+    assert flat["main_cam_fps"] == 5
+    assert all(isinstance(value, int | float) for value in flat.values())
+    (message,) = spool.next_batch(10)
+    window = json.loads(message.payload)
+    assert window["frames"] == 10
+    assert window["clock"] == "untrusted"
+    assert broker.woken == 1
+    tell(reporter, report(), now=1)
+    figures = read_status(tmp_path).figures["main"]["cam"]
+    assert (figures.fps, figures.seen) == (5, "cat")
+
+
+def test_status_is_written_also_without_a_broker(tmp_path: Path, spool: Spool) -> None:
+    reporter = Reporter(
+        device="edge-01a",
+        fleet="f",
+        boot_id=BOOT,
+        state=tmp_path,
+        spool=spool,
+        machine=this_machine(),
+        pipelines={},
+    )
+    serving = Serving(model=ONE.model, variant="int8", provider="CPU", plan=plan(), committed=True)
+    tell(reporter, PipelineReport(serving=serving), now=1, registry="away")
+    status = read_status(tmp_path)
+    assert not status.broker
+    assert status.reported.registry == "away"
+    assert status.reported.pipelines["main"].serving == serving
