@@ -5,60 +5,126 @@ Invariant: percentiles are those of merged histograms, never averages of percent
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from edgeward_cloud.store.models import WindowRow
 from edgeward_wire.api import Telemetry, figures
 from edgeward_wire.histogram import Histogram, merge
 from edgeward_wire.manifest import ModelRef
-from edgeward_wire.telemetry import MAX_LABELS, STAGES
+from edgeward_wire.telemetry import MAX_LABELS, STAGES, Stage
 
 DEFAULT_SINCE_S = 600.0
-MAX_WINDOWS = 20_000
+MAX_WINDOWS = 10_000
 """Merging so many takes about a second of one core."""
 
 
-def series_rows(windows: Iterable[WindowRow]) -> list[Telemetry]:
-    """One row for each (device, pipeline, source, model, variant, provider)."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a row is of. Without a device and a source: of all of them."""
+
+    device: str | None
+    pipeline: str
+    source: str | None
+    model: ModelRef
+    variant: str
+    provider: str
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """Rows are listed by it."""
+        named = (self.device or "", self.pipeline, self.source or "", self.model.path, self.model.sha256)
+        return (*named, self.variant, self.provider)
+
+    def of_all(self) -> Place:
+        """The row that merges this one with those of other devices and sources."""
+        return Place(None, self.pipeline, None, self.model, self.variant, self.provider)
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Windows added up."""
+
+    windows: int
+    frames: int
+    dropped: int
+    errors: int
+    duration_s: float
+    last: float
+    stages: Mapping[Stage, Histogram]
+    labels: Mapping[str, int]
+
+
+def series(windows: Iterable[WindowRow]) -> dict[Place, Sums]:
+    """The sums of each series, in order."""
     groups: dict[tuple[str, ...], list[WindowRow]] = {}
     for w in windows:
-        groups.setdefault((w.device, w.pipeline, w.source, *_plan(w)), []).append(w)
-    return [_row(group, device=key[0], source=key[2]) for key, group in sorted(groups.items())]
+        plan = (w.model_path, w.model_sha256, w.variant, w.provider)
+        groups.setdefault((w.device, w.pipeline, w.source, *plan), []).append(w)
+    found = {_place(group[0]): _add_up(group) for group in groups.values()}
+    return dict(sorted(found.items(), key=lambda item: item[0].order))
 
 
-def merged_rows(windows: Iterable[WindowRow]) -> list[Telemetry]:
-    """One row for each (pipeline, model, variant, provider), over all devices and sources."""
-    groups: dict[tuple[str, ...], list[WindowRow]] = {}
-    for w in windows:
-        groups.setdefault((w.pipeline, *_plan(w)), []).append(w)
-    return [_row(group, device=None, source=None) for _, group in sorted(groups.items())]
+def merged(found: Mapping[Place, Sums]) -> dict[Place, Sums]:
+    """The sums over all devices and sources of the same pipeline, model and plan, in order."""
+    groups: dict[Place, list[Sums]] = {}
+    for place, sums in found.items():
+        groups.setdefault(place.of_all(), []).append(sums)
+    together = {place: _combine(group) for place, group in groups.items()}
+    return dict(sorted(together.items(), key=lambda item: item[0].order))
 
 
-def _plan(window: WindowRow) -> tuple[str, ...]:
-    return (window.model_path, window.model_sha256, window.variant, window.provider)
-
-
-def _row(windows: Sequence[WindowRow], *, device: str | None, source: str | None) -> Telemetry:
-    one = windows[0]
-    frames = sum(w.frames for w in windows)
-    duration_s = sum(w.duration_s for w in windows)
-    stages = {stage: [_histogram(w.stages[stage]) for w in windows if stage in w.stages] for stage in STAGES}
+def row(place: Place, sums: Sums) -> Telemetry:
+    """As it crosses the wire."""
     return Telemetry(
-        device=device,
-        pipeline=one.pipeline,
-        source=source,
-        model=ModelRef(path=one.model_path, sha256=one.model_sha256),
-        variant=one.variant,
-        provider=one.provider,
+        device=place.device,
+        pipeline=place.pipeline,
+        source=place.source,
+        model=place.model,
+        variant=place.variant,
+        provider=place.provider,
+        windows=sums.windows,
+        frames=sums.frames,
+        dropped=sums.dropped,
+        errors=sums.errors,
+        fps=round(sums.frames / sums.duration_s, 3) if sums.duration_s else 0.0,
+        last=sums.last,
+        stages={stage: figures(histogram) for stage, histogram in sums.stages.items()},
+        labels=dict(sorted(sums.labels.items(), key=lambda item: (-item[1], item[0]))[:MAX_LABELS]),
+    )
+
+
+def _place(window: WindowRow) -> Place:
+    model = ModelRef(path=window.model_path, sha256=window.model_sha256)
+    return Place(window.device, window.pipeline, window.source, model, window.variant, window.provider)
+
+
+def _add_up(windows: Sequence[WindowRow]) -> Sums:
+    stored = {stage: [w.stages[stage] for w in windows if stage in w.stages] for stage in STAGES}
+    return Sums(
         windows=len(windows),
-        frames=frames,
+        frames=sum(w.frames for w in windows),
         dropped=sum(w.dropped for w in windows),
         errors=sum(w.errors for w in windows),
-        fps=round(frames / duration_s, 3) if duration_s else 0.0,
+        duration_s=sum(w.duration_s for w in windows),
         last=max(w.ended_at for w in windows),
-        stages={stage: figures(merge(found)) for stage, found in stages.items() if found},
-        labels=_labels(windows),
+        stages={stage: merge(map(_histogram, found)) for stage, found in stored.items() if found},
+        labels=_count(w.labels for w in windows),
+    )
+
+
+def _combine(parts: Sequence[Sums]) -> Sums:
+    there = {stage: [p.stages[stage] for p in parts if stage in p.stages] for stage in STAGES}
+    return Sums(
+        windows=sum(p.windows for p in parts),
+        frames=sum(p.frames for p in parts),
+        dropped=sum(p.dropped for p in parts),
+        errors=sum(p.errors for p in parts),
+        duration_s=sum(p.duration_s for p in parts),
+        last=max(p.last for p in parts),
+        stages={stage: merge(found) for stage, found in there.items() if found},
+        labels=_count(p.labels for p in parts),
     )
 
 
@@ -67,9 +133,9 @@ def _histogram(stored: dict[str, Any]) -> Histogram:
     return Histogram.model_construct(**stored)
 
 
-def _labels(windows: Iterable[WindowRow]) -> dict[str, int]:
+def _count(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     total: dict[str, int] = {}
-    for window in windows:
-        for label, n in window.labels.items():
+    for part in parts:
+        for label, n in part.items():
             total[label] = total.get(label, 0) + n
-    return dict(sorted(total.items(), key=lambda item: (-item[1], item[0]))[:MAX_LABELS])
+    return total

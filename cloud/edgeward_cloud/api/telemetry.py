@@ -8,12 +8,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
-from edgeward_cloud import access
+from edgeward_cloud import access, telemetry
 from edgeward_cloud.api.needs import Operator, TheCloud
 from edgeward_cloud.enrolment import no_device, require_fleet
 from edgeward_cloud.store import devices, operations, streams
 from edgeward_cloud.store.models import ViewerRow, WindowRow
-from edgeward_cloud.telemetry import DEFAULT_SINCE_S, MAX_WINDOWS, merged_rows, series_rows
+from edgeward_cloud.telemetry import DEFAULT_SINCE_S, MAX_WINDOWS
 from edgeward_wire import api
 from edgeward_wire.identifiers import DeviceId, FleetName
 
@@ -34,7 +34,7 @@ async def figures(
 ) -> list[api.Telemetry]:
     """Latencies since a Unix time (default: the last ten minutes): a row a series, then merged ones.
 
-    `merged=true` gives only the merged rows, `false` only the others. At most 20 000 windows are merged, the
+    `merged=true` gives only the merged rows, `false` only the others. At most 10 000 windows are merged, the
     newest; the header `Edgeward-Since` says from when on they are complete.
     """
     start = the.parts.clock() - DEFAULT_SINCE_S if since is None else since
@@ -49,11 +49,13 @@ async def figures(
     return await asyncio.to_thread(_figures, rows, merged)
 
 
-def _figures(rows: Sequence[WindowRow], merged: bool | None) -> list[api.Telemetry]:
-    return [
-        *(series_rows(rows) if merged is not True else ()),
-        *(merged_rows(rows) if merged is not False else ()),
-    ]
+def _figures(windows: Sequence[WindowRow], merged: bool | None) -> list[api.Telemetry]:
+    found = telemetry.series(windows)
+    rows = {
+        **(found if merged is not True else {}),
+        **(telemetry.merged(found) if merged is not False else {}),
+    }
+    return [telemetry.row(place, sums) for place, sums in rows.items()]
 
 
 @router.post("/mqtt-certificates", status_code=201)
