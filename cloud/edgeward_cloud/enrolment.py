@@ -99,7 +99,7 @@ class Enrolment:
             raise Refused(
                 403,
                 f"Device {row.id} was rejected by an operator.",
-                f"Ask for it to be accepted: agent-ctl devices accept {row.id}",
+                f"Ask for it to be accepted: agent-ctl accept {row.id}",
             )
         if row.admission == "pending":
             return self._response(row, None)
@@ -151,7 +151,7 @@ class Enrolment:
                 raise Refused(
                     409,
                     f"There is another device with the id {row.id} already.",
-                    f"Choose another id, or give this one up first: agent-ctl devices reject {row.id}",
+                    f"Choose another id, or give this one up first: agent-ctl reject {row.id}",
                 )
             await tokens.take_use(session, digest)
             anew = row is not None

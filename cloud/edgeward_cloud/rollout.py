@@ -74,7 +74,7 @@ def members(fleet: str, device: str | None, accepted: Sequence[str]) -> tuple[st
     if device is not None:
         if device not in accepted:
             raise Rejected(
-                f"Device {device} is not accepted.", f"Accept it: agent-ctl devices accept {device}"
+                f"Device {device} is not accepted.", f"Accept it: agent-ctl accept {device}"
             )
         return (device,)
     if not accepted:

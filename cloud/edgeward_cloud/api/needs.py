@@ -79,7 +79,7 @@ async def device(the: TheCloud, given: _GivenByDevice) -> str:
         raise unauthorised(f"No device {claimed} is enrolled.", "Enrol it: edgeward-agent enroll")
     the.parts.device_tokens.check(given.credentials, row.id, row.public_key_pem, the.parts.clock())
     if row.admission != "accepted":
-        raise Refused(403, f"Device {row.id} is {row.admission}.", f"agent-ctl devices accept {row.id}")
+        raise Refused(403, f"Device {row.id} is {row.admission}.", f"agent-ctl accept {row.id}")
     return row.id
 
 
