@@ -214,30 +214,54 @@ def test_status_log_and_devices_tell_the_story(play: Play) -> None:
     assert "live_end_to_end_p99_ms = 20" in full
 
 
+class Terminal:
+    """agent-ctl on a terminal of its own."""
+
+    def __init__(self, office: Office, *arguments: str) -> None:
+        self._mine, theirs = pty.openpty()
+        self.process = subprocess.Popen(
+            [str(AGENT_CTL), "--profile", str(office.profile()), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=theirs,
+            stderr=theirs,
+            env={**os.environ, "COLUMNS": "150", "TERM": "xterm"},
+        )
+        os.close(theirs)
+        self.shown = ""
+
+    def read_until(self, part: str) -> None:
+        while part not in self.shown:
+            piece = os.read(self._mine, 65536)
+            assert piece, self.shown
+            self.shown += piece.decode(errors="replace")
+
+    def finish(self) -> int:
+        with contextlib.suppress(OSError):  # the end of a terminal
+            while piece := os.read(self._mine, 65536):
+                self.shown += piece.decode(errors="replace")
+        os.close(self._mine)
+        assert "Traceback" not in self.shown
+        return self.process.wait(30)
+
+
 def test_on_a_terminal_there_are_bars(play: Play) -> None:
     (a,) = play.online("a")
     before = play.known()
-    mine, theirs = pty.openpty()
-    path = str(play.office.model("nine", 0))
-    running = subprocess.Popen(
-        [str(AGENT_CTL), "--profile", str(play.office.profile()), "deploy", path, "--device", "a"],
-        stdin=subprocess.DEVNULL,
-        stdout=theirs,
-        stderr=theirs,
-        env={**os.environ, "COLUMNS": "150", "TERM": "xterm"},
-    )
-    os.close(theirs)
-    shown = bytearray()
+    terminal = Terminal(play.office, "deploy", str(play.office.model("nine", 0)), "--device", "a")
     a.succeed(play.started(before))
-    with contextlib.suppress(OSError):  # the end of a terminal
-        while piece := os.read(mine, 65536):
-            shown += piece
-    os.close(mine)
-    assert running.wait(30) == 0
-    text = shown.decode()
+    assert terminal.finish() == 0
     for part in ("bundle", "upload", "sign", "━", "succeeded"):
-        assert part in text
-    assert "Traceback" not in text
+        assert part in terminal.shown
+
+
+def test_watch_is_live_and_survives_a_change(play: Play) -> None:
+    (a,) = play.online("a")
+    terminal = Terminal(play.office, "watch", "--fleet", FLEET)
+    terminal.read_until("Ctrl-C ends")
+    assert deploy(play, "ten", 0, act=a.succeed, target="a").code == 0
+    terminal.read_until("ten 1")
+    terminal.process.send_signal(signal.SIGINT)
+    assert terminal.finish() == 0
 
 
 def test_the_profile_of_the_readme_is_found_by_the_environment(busy: Office, tmp_path: Path) -> None:
