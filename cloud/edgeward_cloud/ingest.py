@@ -77,7 +77,8 @@ def salvage(topic: str, payload: bytes) -> tuple[str, str, Stream, int] | None:
     try:
         place = topics.parse_topic(topic)
         body = json.loads(payload)
-        ack = Ack(boot_id=body["boot_id"], stream=place.kind, seqs=(body["seq"],))
+        seqs = (body["seq"],)
+        ack = Ack.model_validate({"boot_id": body["boot_id"], "stream": place.kind, "seqs": seqs})
     except (Rejected, ValueError, KeyError, TypeError, RecursionError):
         return None
     return place.device, ack.boot_id, ack.stream, ack.seqs[0]

@@ -1,9 +1,9 @@
 """Who should run what, decided purely: no clock, no database, no network.
 
 Invariants: a rollout covers at least one device; of one pipeline a device is to run the model of the newest
-rollout that lists it; a device's result, once there, is final (only `superseded`, which the cloud writes by
-itself, gives way to what the device says); a rollout is finished when every target has a result; offline
-devices are pending, never failed. Histories are ordered oldest first.
+rollout that lists it; a device's result, once there, is final (only what the cloud wrote by itself gives
+way to what the device says); a rollout is finished when every target has a result; offline devices are
+pending, never failed. Histories are ordered oldest first.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from edgeward_wire.manifest import ModelRef
 from edgeward_wire.reported import Result, State, Update
 
 DEFAULT_PROBATION_S = 300.0
+_OURS: tuple[Result, ...] = ("superseded", "canceled")
+"""Results that the cloud writes when it stops waiting for a device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +75,7 @@ def members(fleet: str, device: str | None, accepted: Sequence[str]) -> tuple[st
     """
     if device is not None:
         if device not in accepted:
-            raise Rejected(
-                f"Device {device} is not accepted.", f"Accept it: agent-ctl accept {device}"
-            )
+            raise Rejected(f"Device {device} is not accepted.", f"Accept it: agent-ctl accept {device}")
         return (device,)
     if not accepted:
         raise Rejected(
@@ -126,7 +126,7 @@ def advance(rollout: Rollout, reports: Mapping[str, Update], now: float) -> Roll
 
 
 def _observe(target: Target, update: Update) -> Target:
-    if target.result not in (None, "superseded") or (target.result and not update.result):
+    if target.result not in (None, *_OURS) or (target.result and not update.result):
         return target
     chosen = update.verdict.chosen if update.verdict else None
     return replace(

@@ -101,7 +101,6 @@ def _place(window: WindowRow) -> Place:
 
 
 def _add_up(windows: Sequence[WindowRow]) -> Sums:
-    stored = {stage: [w.stages[stage] for w in windows if stage in w.stages] for stage in STAGES}
     return Sums(
         windows=len(windows),
         frames=sum(w.frames for w in windows),
@@ -109,13 +108,12 @@ def _add_up(windows: Sequence[WindowRow]) -> Sums:
         errors=sum(w.errors for w in windows),
         duration_s=sum(w.duration_s for w in windows),
         last=max(w.ended_at for w in windows),
-        stages={stage: merge(map(_histogram, found)) for stage, found in stored.items() if found},
+        stages=_merge_stages([{k: _histogram(h) for k, h in w.stages.items()} for w in windows]),
         labels=_count(w.labels for w in windows),
     )
 
 
 def _combine(parts: Sequence[Sums]) -> Sums:
-    there = {stage: [p.stages[stage] for p in parts if stage in p.stages] for stage in STAGES}
     return Sums(
         windows=sum(p.windows for p in parts),
         frames=sum(p.frames for p in parts),
@@ -123,9 +121,17 @@ def _combine(parts: Sequence[Sums]) -> Sums:
         errors=sum(p.errors for p in parts),
         duration_s=sum(p.duration_s for p in parts),
         last=max(p.last for p in parts),
-        stages={stage: merge(found) for stage, found in there.items() if found},
+        stages=_merge_stages([p.stages for p in parts]),
         labels=_count(p.labels for p in parts),
     )
+
+
+def _merge_stages(parts: Sequence[Mapping[Any, Histogram]]) -> dict[Stage, Histogram]:
+    merged_stages: dict[Stage, Histogram] = {}
+    for stage in STAGES:
+        if found := [part[stage] for part in parts if stage in part]:
+            merged_stages[stage] = merge(found)
+    return merged_stages
 
 
 def _histogram(stored: dict[str, Any]) -> Histogram:

@@ -98,6 +98,7 @@ def test_it_is_finished_when_every_target_has_a_result() -> None:
         ("succeeded", None, "succeeded"),
         ("superseded", "succeeded", "succeeded"),  # the device knows better than the cloud
         ("superseded", None, "superseded"),
+        ("canceled", "failed_no_change", "failed_no_change"),
         (None, "rejected", "rejected"),
     ],
 )
