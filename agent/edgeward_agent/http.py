@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from edgeward_wire import __version__
-from edgeward_wire.api import Problem
 from edgeward_wire.document import Document, parse
 from edgeward_wire.errors import Rejected, Unavailable
+from edgeward_wire.problem import Problem
 
 if TYPE_CHECKING:
     from edgeward_agent.identity import Identity

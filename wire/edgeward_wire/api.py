@@ -30,6 +30,7 @@ from edgeward_wire.identifiers import (
     Version,
 )
 from edgeward_wire.manifest import ModelRef, Precision
+from edgeward_wire.problem import Problem as Problem  # noqa: PLC0414  # part of the API, too
 from edgeward_wire.reported import Reported, Result, State
 from edgeward_wire.result import ResultMessage
 from edgeward_wire.status import Birth
@@ -37,16 +38,6 @@ from edgeward_wire.telemetry import Stage
 
 DELEGATION = "models"
 """The TUF role that release keys sign."""
-
-
-class Problem(Open):
-    """RFC 9457. `next_step` says what to do."""
-
-    type: ShortText = "about:blank"
-    title: ShortText
-    status: int
-    detail: str = ""
-    next_step: str = ""
 
 
 class WhoAmI(Open):
