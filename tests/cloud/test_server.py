@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -26,8 +27,10 @@ from edgeward_cloud.notify import Notifier
 from edgeward_cloud.operators import new_token
 from edgeward_cloud.pki import Pki
 from edgeward_cloud.registry import Registry
+from edgeward_cloud.server import _Parts
 from edgeward_cloud.settings import Settings
 from edgeward_wire.enrolment import EnrolmentString, EnrolResponse
+from edgeward_wire.errors import EdgewardError, Rejected
 from edgeward_wire.status import Status
 
 
@@ -257,3 +260,30 @@ def test_without_systemd_nothing_is_said() -> None:
     assert Notifier({"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": "1"}).watchdog_s is None
     assert Notifier({"WATCHDOG_USEC": "2000000"}).watchdog_s == 2.0
     Notifier({"NOTIFY_SOCKET": "@nobody-listens-here"}).alive()
+
+
+@pytest.mark.anyio
+async def test_the_first_part_to_fail_stops_the_cloud_with_its_reason() -> None:
+    async def mistaken() -> None:
+        raise ValueError("seven is not eight")
+
+    async def refused() -> None:
+        raise Rejected("The key is gone.", "Restore it.")
+
+    async def ended() -> None:
+        return
+
+    for work, says in (
+        (mistaken, "ingest failed: ValueError: seven"),
+        (refused, "key is gone"),
+        (ended, "by itself"),
+    ):
+        parts = _Parts(asyncio.Event())
+        parts.start("watchdog", asyncio.sleep(3600))
+        parts.start("ingest", work())
+        with pytest.raises(EdgewardError, match=says):
+            await parts.first_to_end()
+        await parts.stop()
+    stop = asyncio.Event()
+    stop.set()
+    await _Parts(stop).first_to_end()
