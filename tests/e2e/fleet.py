@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -67,3 +69,16 @@ class Fleet:
 
     def camera(self) -> str:
         return f'uri = "{self.media}"\nslot = "latest"\nrealtime = true\nloop = true'
+
+    def gaps(self, name: str) -> int:
+        """Sequence numbers of the device's telemetry that no stored window stands for, over all its boots."""
+        with contextlib.closing(sqlite3.connect(self.stack.cloud_dir / "edgeward.db")) as database:
+            rows = database.execute(
+                "SELECT boot_id, first_seq, seq FROM windows WHERE device = ? ORDER BY boot_id, seq", (name,)
+            ).fetchall()
+        missing, last = 0, {boot: None for boot, _, _ in rows}
+        for boot, first, seq in rows:
+            before = last[boot]
+            missing += 0 if before is None else first - before - 1
+            last[boot] = seq
+        return missing

@@ -92,7 +92,7 @@ def test_a_tampered_blob_is_refused_and_the_old_model_goes_on(fleet: Fleet) -> N
     for device in DEVICES:
         fleet.wait(lambda device=device: refused(device), f"{device} to refuse the blob")
         assert digest[:8] in fleet.pipeline(device)["update"]["reason"]
-        assert fleet.serving(device) == old
+        fleet.wait(lambda device=device: fleet.serving(device) == old, f"{device} to serve the old model")
         fleet.goes_on_serving(device)
 
 
@@ -148,23 +148,27 @@ def test_a_killed_device_serves_again_without_the_cloud(fleet: Fleet) -> None:
     fleet.goes_on_serving(device)
 
 
-def broker_pid(fleet: Fleet) -> int:
+def broker_pid(fleet: Fleet) -> int | None:
     cloud = fleet.stack.processes["cloud"].pid
     found = subprocess.run(
-        ["pgrep", "-P", str(cloud), "mosquitto"], capture_output=True, text=True, check=True
+        ["pgrep", "-P", str(cloud), "mosquitto"], capture_output=True, text=True, check=False
     )
-    return int(found.stdout.split()[0])
+    return int(found.stdout.split()[0]) if found.stdout else None
 
 
 def test_the_broker_is_killed_and_nothing_is_lost(fleet: Fleet) -> None:
+    """Sequence numbers are the proof: every window of each device's stream is stored, with no gap."""
     assert fleet.deploy(fleet.model()).returncode == 0
     old = broker_pid(fleet)
+    assert old is not None
     os.kill(old, signal.SIGKILL)
-    fleet.wait(lambda: fleet.stack.online() == len(DEVICES), "all devices to be back")
-    assert broker_pid(fleet) != old
+    fleet.wait(lambda: broker_pid(fleet) not in (None, old), "the broker to be back")
     for device in DEVICES:
         fleet.goes_on_serving(device)
+    assert fleet.stack.online() == len(DEVICES)
     assert fleet.deploy(fleet.model()).returncode == 0
+    for device in DEVICES:
+        fleet.wait(lambda device=device: fleet.gaps(device) == 0, f"{device} to have no gap")
 
 
 def test_metrics_are_flat_numbers_for_a_viewer(fleet: Fleet, tmp_path: Path) -> None:
@@ -241,7 +245,7 @@ def test_a_camera_that_is_not_there_is_reported_and_tried_again(fleet: Fleet) ->
     stack.start_agent("e2e-blind")
     try:
         fleet.wait(lambda: fleet.device("e2e-blind")["online"], "the blind device to be online")
-        fleet.deploy(fleet.model(), fleet="blind")
+        assert fleet.deploy(fleet.model(), "--detach", fleet="blind").returncode == 0
 
         def source() -> dict[str, object]:
             sources: dict[str, dict[str, object]] = fleet.pipeline("e2e-blind").get("sources") or {}
@@ -249,7 +253,8 @@ def test_a_camera_that_is_not_there_is_reported_and_tried_again(fleet: Fleet) ->
 
         fleet.wait(lambda: source().get("up") is False and bool(source()["detail"]), "the camera's absence")
         shutil.copy(fleet.media, camera)
-        fleet.wait(lambda: source().get("up") is True, "the camera's return", seconds=120)
+        fleet.wait(lambda: source().get("up") is True, "the camera's return")
+        fleet.wait(lambda: fleet.serving("e2e-blind") is not None, "the model to pass on live frames")
     finally:
         stack.stop("e2e-blind")
 
