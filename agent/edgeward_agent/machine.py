@@ -30,7 +30,7 @@ from edgeward_agent.running import Hooks, Patience, Running
 from edgeward_agent.states import Deployment, Event, Facts, Op, Record, Want
 from edgeward_agent.supply import Supply, Ticket
 from edgeward_agent.sysinfo import Machine as Hardware
-from edgeward_agent.sysinfo import available_mb, power_mode
+from edgeward_agent.sysinfo import available_mb, power_mode, release_memory
 from edgeward_agent.trial import Trial, Verdicts
 from edgeward_agent.variants import needed_blobs, usable_variants
 from edgeward_agent.workers import Programs
@@ -516,6 +516,7 @@ class Machine:
                 manifests += [asked.contents] if name in self._config.pipelines else []
         self._supply.prune({ref.sha256 for manifest in manifests for ref in manifest.blobs()})
         self._prune_engines()
+        release_memory()
 
     def _prune_engines(self) -> None:
         keep = {deployment.row.model.sha256 for deployment in self._deployments()}

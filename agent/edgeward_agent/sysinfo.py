@@ -5,6 +5,8 @@ Every reader tolerates absence: a container, a Jetson and a laptop all answer, e
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import hashlib
 import json
 import os
@@ -113,6 +115,14 @@ def available_mb() -> float:
     if limit.isdecimal() and used.isdecimal():
         free = min(free, max(0.0, (int(limit) - int(used)) / 2**20))
     return free
+
+
+def release_memory() -> None:
+    """After a burst of work (an update): give back to the system what Python and libc hold in reserve."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; musl has none
+    if trim is not None:
+        trim(0)
 
 
 def power_mode() -> str:
