@@ -1,4 +1,4 @@
-"""How every HTTP error of the cloud looks. A file of its own: a device needs it, and nothing else of the API."""
+"""How every HTTP error of the cloud looks. Its own file: a device needs it, and nothing else of the API."""
 
 from __future__ import annotations
 
