@@ -46,7 +46,7 @@ def enrol(
         Unavailable: the cloud cannot be reached, or the disk does not take the files.
     """
     told = EnrolmentString.decode(enrolment)
-    if not re.match(DEVICE_PATTERN, device):
+    if not re.fullmatch(DEVICE_PATTERN, device):
         raise Rejected(
             f"{device!r} is not a device id.",
             "Use a-z, 0-9 and dashes, at most 63, not starting with a dash: `--device edge-01`.",

@@ -173,8 +173,9 @@ def _handler_for(server: Server) -> type[BaseHTTPRequestHandler]:
             self._answer(Reply(206, data[first:], headers), fault)
 
         def _answer(self, reply: Reply, fault: Fault) -> None:
-            self.send_response(reply.status)
-            for name, value in reply.headers.items():
+            self.send_response_only(reply.status)
+            headers = {"Date": self.date_time_string(), **reply.headers}
+            for name, value in headers.items():
                 self.send_header(name, value)
             if fault.endless:
                 self.send_header("Connection", "close")
