@@ -123,10 +123,11 @@ def read_record(plain: object) -> tuple[Record | None, str]:
             return _checked(record)
     else:
         fault = f"unknown state {str(plain.get('state'))[:40]!r}"
-    kept = {name: _deployment(plain.get(name)) for name in ("committed", "previous")}
-    if kept["committed"] is None:
+    committed, previous = _deployment(plain.get("committed")), _deployment(plain.get("previous"))
+    if committed is None:
         return None, f"{fault}; no committed model is left"
-    return Record(**kept), f"{fault}; back to the last committed model {kept['committed'].title}"
+    record = Record(committed=committed, previous=previous)
+    return record, f"{fault}; back to the last committed model {committed.title}"
 
 
 def _checked(record: Record) -> tuple[Record | None, str]:

@@ -318,8 +318,11 @@ class _Tally:
 
     def latencies(self) -> dict[Stage, tuple[float, float]]:
         """p50 and p99 in milliseconds; the tally is empty afterwards."""
-        taken = {stage: recorder.take() for stage, recorder in self._stages.items()}
-        return {stage: (h.percentile(0.5), h.percentile(0.99)) for stage, h in taken.items()}
+        figures: dict[Stage, tuple[float, float]] = {}
+        for stage, recorder in self._stages.items():
+            taken = recorder.take()
+            figures[stage] = (taken.percentile(0.5), taken.percentile(0.99))
+        return figures
 
 
 class _View:

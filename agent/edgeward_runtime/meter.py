@@ -10,7 +10,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from edgeward_wire.histogram import Recorder
+from edgeward_wire.histogram import Histogram, Recorder
 from edgeward_wire.manifest import ModelRef
 from edgeward_wire.telemetry import MAX_LABELS, STAGES, Measures, Stage
 from edgeward_wire.verdict import Plan
@@ -78,7 +78,11 @@ class Meter:
 
     def _measures(self, name: str, count: _Count, dropped: int, duration: float, wall: float) -> Measures:
         series = self._series
-        taken = {stage: recorder.take() for stage, recorder in count.stages.items()}
+        stages: dict[Stage, Histogram] = {}
+        for stage, recorder in count.stages.items():
+            taken = recorder.take()
+            if taken.count:
+                stages[stage] = taken
         most = sorted(count.labels.items(), key=lambda item: (-item[1], item[0]))[:MAX_LABELS]
         measures = Measures(
             pipeline=series.pipeline,
@@ -91,7 +95,7 @@ class Meter:
             frames=count.frames,
             dropped=dropped,
             errors=count.errors,
-            stages={stage: histogram for stage, histogram in taken.items() if histogram.count},
+            stages=stages,
             labels=dict(most),
         )
         count.labels, count.frames, count.errors = {}, 0, 0

@@ -13,12 +13,15 @@ class Source(Protocol):
     @property
     def fps(self) -> float | None:
         """The rate that it claims, in frames per second."""
+        ...
 
     def grab(self) -> bool:
         """Fetch the next frame; False at the end of a file. A camera that gives nothing is Unavailable."""
+        ...
 
     def retrieve(self, buffer: U8 | None) -> U8:
         """The fetched frame as BGR, written into `buffer` if it fits, else in an array of its own."""
+        ...
 
     def rewind(self) -> None:
         """Back to the first frame of a file."""
