@@ -56,9 +56,9 @@ class Capture(threading.Thread):
         self._stopping.set()
 
     def check_stale(self, now: float) -> None:
-        """Report the source as down when one read has taken too long. `now` is monotonic."""
+        """Report the source as down when opening or reading takes too long. `now` is monotonic."""
         since = self._reading_since
-        if since and now - since > STALE_S and self._up:
+        if since and now - since > STALE_S and self._up is not False:
             self._report(False, f"no frame for {STALE_S:.0f} s")
 
     def run(self) -> None:
@@ -75,11 +75,14 @@ class Capture(threading.Thread):
 
     def _attempt(self) -> bool:
         """Open and read once. True: there is nothing more to come."""
+        self._reading_since = time.monotonic()
         try:
             source = open_source(self._options)
         except EdgewardError as error:
             self._report(False, error.what)
             return False
+        finally:
+            self._reading_since = 0.0
         try:
             self._deliver(source)
         except EdgewardError as error:

@@ -82,12 +82,10 @@ def read_facts(path: Path) -> Facts:
             raise Rejected(f"{path} is not a file.", "Name an ONNX file.")
         if not 0 < size <= MAX_BLOB_BYTES:
             raise _not_onnx(path, "it is empty" if not size else "it is too large")
-        with (
-            path.open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as pages,
-            memoryview(pages) as view,
-        ):
-            return _facts(path, view)
+        with path.open("rb") as file:
+            # Not closed by hand: a traceback may still hold a view; the last of them lets the pages go.
+            view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        return _facts(path, view)
     except OSError as error:
         raise Unavailable(f"{path} cannot be read: {error.strerror or error}.", "Check the path.") from error
 

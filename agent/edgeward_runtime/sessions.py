@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnxruntime as ort
-from onnxruntime.capi import onnxruntime_pybind11_state as _state
+from onnxruntime.capi import onnxruntime_pybind11_state as _state  # pyright: ignore[reportAttributeAccessIssue]
 
 from edgeward_wire.contract import DType
 from edgeward_wire.errors import EdgewardError, Rejected
@@ -89,7 +89,7 @@ class Session:
         self.plan = plan
         self.inputs = tuple(_port(p) for p in session.get_inputs())
         self.outputs = tuple(_port(p) for p in session.get_outputs())
-        self._session = session
+        self._session: Any = session
         self._names = [p.name for p in self.outputs]
 
     @property

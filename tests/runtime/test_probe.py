@@ -1,0 +1,169 @@
+"""Probing real plans of a real model."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import missing
+from edgeward_agent.messages import Qualify
+from edgeward_agent.qualify import subject_of
+from edgeward_runtime import golden
+from edgeward_runtime.contract_guess import guess
+from edgeward_runtime.plans import CPU, Machine, VariantFacts, candidates
+from edgeward_runtime.probe import Candidate, Subject, probe, quantile
+from edgeward_wire.manifest import Limits
+from edgeward_wire.verdict import Plan
+from runtime.bundles import Bundle, colour_bundle
+
+MACHINE = Machine("x86_64", frozenset(), (CPU,))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return colour_bundle(tmp_path_factory.mktemp("probe"), float_too=True)
+
+
+@pytest.fixture
+def subject(bundle: Bundle) -> Subject:
+    return subject_of(
+        Qualify(
+            model=bundle.ref,
+            manifest=bundle.manifest,
+            blobs=str(bundle.blobs),
+            threads=1,
+            key="0" * 64,
+            lock="",
+            scratch="",
+        )
+    )
+
+
+def plans_of(subject: Subject, threads: int = 1, only: tuple[str, ...] = ()) -> list[Plan]:
+    variants = {name: c.facts for name, c in subject.variants.items()}
+    return candidates(variants, MACHINE, threads=threads, only=only)
+
+
+def test_every_plan_gets_its_numbers_and_one_is_chosen(subject: Subject) -> None:
+    steps: list[tuple[str, int, int]] = []
+    plans = plans_of(subject, threads=2)
+    found = probe(subject, plans, progress=lambda phase, done, total, _: steps.append((phase, done, total)))
+    assert [o.plan for o in found.outcomes] == plans
+    assert [o.outcome for o in found.outcomes].count("chosen") == 1
+    assert {o.outcome for o in found.outcomes} == {"chosen", "passed"}
+    assert found.chosen is not None
+    assert sum(o.ratio is not None for o in found.outcomes) == 3
+    for o in found.outcomes:
+        assert o.parity is not None
+        assert o.parity > 0.999
+        assert o.p50_ms is not None
+        assert o.p99_ms is not None
+        assert 0 < o.p50_ms <= o.p99_ms
+        assert o.load_ms is not None
+        assert o.memory_mb is not None
+    assert steps[0] == ("preparing", 0, len(plans))
+    assert steps[-1] == ("validating", 1, 1)
+
+
+def test_what_does_not_load_is_an_outcome(subject: Subject) -> None:
+    found = probe(subject, plans_of(subject, only=("CUDA", "CPU")))
+    cuda = [o for o in found.outcomes if o.plan.provider.startswith("CUDA")]
+    assert {(o.outcome, o.unverified) for o in cuda} == {("not_loaded", True)}
+    assert found.chosen is not None
+    none = probe(subject, plans_of(subject, only=("CUDA",)))
+    assert none.chosen is None
+    assert none.reason == "No plan passed. CUDA is not in this build of ONNX Runtime."
+
+
+def test_wrong_outputs_lose_however_fast(subject: Subject, tmp_path: Path) -> None:
+    """The INT8 file's golden vectors are of other weights, as if a kernel computed something else."""
+    wrong = dict(subject.variants)
+    arrays = golden.read_npz(wrong["int8"].golden)
+    arrays = {k: (v[:, ::-1].copy() if k.startswith("out.") else v) for k, v in arrays.items()}
+    wrong["int8"] = dataclasses.replace(wrong["int8"], golden=golden.write_npz(arrays))
+    found = probe(dataclasses.replace(subject, variants=wrong), plans_of(subject))
+    assert {(o.plan.variant, o.outcome) for o in found.outcomes} == {
+        ("int8", "wrong_output"),
+        ("fp32", "chosen"),
+    }
+    reasons = [o.reason for o in found.outcomes if o.outcome == "wrong_output"]
+    assert all("below 0.99" in reason for reason in reasons)
+
+
+def test_a_broken_file_loses(subject: Subject) -> None:
+    broken = dict(subject.variants)
+    broken["int8"] = dataclasses.replace(broken["int8"], file=Path(__file__))
+    found = probe(dataclasses.replace(subject, variants=broken), plans_of(subject))
+    assert {(o.plan.variant, o.outcome) for o in found.outcomes} == {
+        ("int8", "not_loaded"),
+        ("fp32", "chosen"),
+    }
+
+
+def test_another_preprocessing_stops_it_before_anything_is_loaded(subject: Subject) -> None:
+    assert subject.preprocess is not None
+    arrays = {
+        k: v + 0.1 if k.startswith("tensor") else v for k, v in golden.read_npz(subject.preprocess).items()
+    }
+    found = probe(dataclasses.replace(subject, preprocess=golden.write_npz(arrays)), plans_of(subject))
+    assert {o.outcome for o in found.outcomes} == {"skipped"}
+    assert "prepares golden picture 0 differently" in found.reason
+
+
+@pytest.mark.parametrize("limits", [Limits(p99_ms=1e-6), Limits(memory_mb=1e-9)])
+def test_limits_of_the_manifest(subject: Subject, limits: Limits) -> None:
+    found = probe(dataclasses.replace(subject, limits=limits), plans_of(subject)[:1])
+    outcome = found.outcomes[0]
+    if limits.memory_mb is not None and not outcome.memory_mb:
+        pytest.skip("the small model took no memory that could be seen")
+    assert outcome.outcome == "over_limit"
+    assert found.chosen is None
+    assert "the manifest allows" in found.reason
+
+
+def test_an_incumbent_stays_unless_another_is_clearly_faster(subject: Subject) -> None:
+    """The same plan under another name cannot be 10 % faster than itself."""
+    plan = Plan(provider=CPU, variant="int8")
+    twin = plan.model_copy(update={"session": {"session.set_denormal_as_zero": "0"}})
+    found = probe(subject, [twin], incumbent=plan)
+    assert len(found.outcomes) == 2
+    ratio = {o.plan.title: o.ratio for o in found.outcomes}
+    assert found.chosen == plan or (ratio[twin.title] or 1) <= 0.9 * (ratio[plan.title] or 1)
+
+
+def test_time_runs_out(subject: Subject) -> None:
+    found = probe(subject, plans_of(subject), budget_s=0)
+    assert {o.outcome for o in found.outcomes} == {"skipped"}
+    assert found.chosen is None
+
+
+def test_no_plan_at_all(subject: Subject) -> None:
+    assert probe(subject, []).reason.startswith("No plan fits this machine")
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=300), st.sampled_from([0.5, 0.9, 0.99, 1.0]))
+def test_quantile(times: list[float], q: float) -> None:
+    value = quantile(times, q)
+    assert value in times
+    assert sum(t <= value for t in times) >= q * len(times)
+    below = [t for t in times if t < value]
+    assert len(below) < q * len(times) or not below
+
+
+def test_the_shipped_model_is_probed_quickly() -> None:
+    zoo = Path(__file__).parents[2] / "models/zoo"
+    path = zoo / "efficientnet-lite0.onnx"
+    if not (path.is_file() and (zoo / "efficientnet-lite0.toml").is_file()):
+        missing("the shipped model")
+    known = guess(path)
+    assert known.samples is not None
+    made = golden.make_golden(path, known.contract, golden.find_pictures(known.samples))
+    facts = VariantFacts("int8", "")
+    subject = Subject(known.contract, {"int8": Candidate(facts, path, made, 0.99)})
+    found = probe(subject, candidates({"int8": facts}, MACHINE, threads=2))
+    assert found.chosen is not None
+    assert min(o.parity or 0 for o in found.outcomes) >= 0.99

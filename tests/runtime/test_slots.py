@@ -1,0 +1,87 @@
+"""The hand-over between capture and inference."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from edgeward_runtime.slots import Frame, Slots
+
+
+def frame(source: int = 0, mark: int = 0) -> Frame:
+    return Frame(source, np.full((1, 1, 3), mark, np.uint8), 0.0, 0.0, 0.0)
+
+
+def marks(slots: Slots, count: int) -> list[int]:
+    taken = [slots.take(lambda: False) for _ in range(count)]
+    return [int(f.image[0, 0, 0]) for f in taken if f is not None]
+
+
+def test_latest_keeps_the_newest_and_counts_the_rest() -> None:
+    slots = Slots(["latest"])
+    replaced = frame(mark=1)
+    for one in (replaced, frame(mark=2), frame(mark=3)):
+        assert slots.put(one)
+    assert marks(slots, 1) == [3]
+    assert slots.take_dropped() == [2]
+    assert slots.take_dropped() == [0]
+    assert len(replaced.spare) == 1, "its memory goes back to the capture"
+
+
+def test_every_loses_nothing_and_waits() -> None:
+    slots = Slots(["every"])
+    done = threading.Event()
+
+    def capture() -> None:
+        for mark in range(20):
+            assert slots.put(frame(mark=mark))
+        done.set()
+
+    thread = threading.Thread(target=capture)
+    thread.start()
+    assert not done.is_set()
+    assert marks(slots, 20) == list(range(20))
+    thread.join(10)
+    assert done.is_set()
+    assert slots.take_dropped() == [0]
+
+
+def test_sources_are_taken_in_turn() -> None:
+    slots = Slots(["latest", "latest", "latest"])
+    for round_ in range(2):
+        for source in range(3):
+            slots.put(frame(source, 10 * round_ + source))
+    order = []
+    for _ in range(3):
+        taken = slots.take(lambda: False)
+        assert taken is not None
+        order.append(taken.source)
+        slots.put(frame(0, 99))  # a busy source does not push in front of the others
+    assert order == [0, 1, 2]
+
+
+@pytest.mark.parametrize("how", ["close", "stop"])
+def test_who_waits_for_a_frame_is_let_go(how: str) -> None:
+    slots, stop, got = Slots(["latest"]), threading.Event(), []
+    thread = threading.Thread(target=lambda: got.append(slots.take(stop.is_set)))
+    thread.start()
+    if how == "close":
+        slots.close()
+    else:
+        stop.set()
+        slots.wake()
+    thread.join(10)
+    assert got == [None]
+
+
+def test_who_waits_for_room_is_let_go() -> None:
+    slots, got = Slots(["every"]), []
+    thread = threading.Thread(target=lambda: got.append(slots.put(frame())))
+    thread.start()
+    slots.close()
+    thread.join(10)
+    assert got == [False]
+    assert slots.put(frame()) is False
+    assert slots.take(lambda: False) is None

@@ -1,0 +1,264 @@
+"""Sources and the threads that read them."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeward_runtime import images
+from edgeward_runtime.backoff import Backoff
+from edgeward_runtime.capture import STALE_S, Capture, Pace
+from edgeward_runtime.slots import Frame, Slots
+from edgeward_runtime.sources import kind_of, open_source
+from edgeward_runtime.sources.options import SourceOptions
+from edgeward_wire.errors import Rejected, Unavailable
+from runtime.builders import COLOURS, frame, picture_directory, picture_file, video_file
+
+
+def colour_of(image: np.ndarray) -> str:
+    """red, green or blue: the strongest of the mean colours."""
+    blue, green, red = image.reshape(-1, 3).mean(axis=0)
+    return max({"red": red, "green": green, "blue": blue}.items(), key=lambda item: item[1])[0]
+
+
+@pytest.mark.parametrize(
+    ("uri", "device"),
+    [
+        ("0", "/dev/video0"),
+        ("12", "/dev/video12"),
+        ("/dev/video3", "/dev/video3"),
+        ("a.mp4", None),
+        ("-1", None),
+    ],
+)
+def test_a_number_is_a_camera(uri: str, device: str | None) -> None:
+    assert SourceOptions("cam", uri).device == device
+
+
+def test_slots_and_pace_follow_the_kind() -> None:
+    assert SourceOptions("s", "0").policy == "latest"
+    assert SourceOptions("s", "a.mp4").policy == "every"
+    assert SourceOptions("s", "a.mp4", realtime=True).policy == "latest"
+    assert SourceOptions("s", "a.mp4", slot="every", realtime=True).policy == "every"
+    assert not SourceOptions("s", "0", realtime=True).paced
+    assert SourceOptions("s", "a.mp4", slot="latest").paced
+    assert not SourceOptions("s", "a.mp4").paced
+
+
+def test_a_video_gives_its_frames(tmp_path: Path) -> None:
+    source = open_source(SourceOptions("s", str(video_file(tmp_path / "v.avi", frames_each=3, fps=12))))
+    assert source.fps == 12
+    seen, buffer = [], None
+    while source.grab():
+        buffer = source.retrieve(buffer)
+        seen.append(colour_of(buffer))
+    assert seen == [c for c in COLOURS for _ in range(3)]
+    source.rewind()
+    assert source.grab()
+    again = source.retrieve(buffer)
+    assert again is buffer, "the same memory is filled again"
+    assert colour_of(again) == "red"
+    assert source.retrieve(np.empty((1, 1, 3), np.uint8)).shape == again.shape, "a buffer that does not fit"
+    source.close()
+
+
+def test_a_directory_gives_its_pictures_in_order(tmp_path: Path) -> None:
+    directory = picture_directory(tmp_path / "p", ["blue", "red", "green"])
+    (directory / "notes.txt").write_text("no picture")
+    source = open_source(SourceOptions("s", str(directory)))
+    seen = []
+    while source.grab():
+        seen.append(colour_of(source.retrieve(None)))
+    assert seen == ["blue", "red", "green"]
+
+
+def test_one_picture_is_a_source(tmp_path: Path) -> None:
+    source = open_source(SourceOptions("s", str(picture_file(tmp_path / "p.jpg", "green"))))
+    assert source.grab()
+    assert colour_of(source.retrieve(None)) == "green"
+    assert not source.grab()
+
+
+def test_what_is_not_there_is_unavailable(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="is not there"):
+        kind_of(SourceOptions("s", str(tmp_path / "none.mp4")))
+    with pytest.raises(Unavailable, match="/dev/video63 is not there"):
+        open_source(SourceOptions("s", "63"))
+    with pytest.raises(Unavailable, match="holds no pictures"):
+        open_source(SourceOptions("s", str(tmp_path)))
+    (tmp_path / "v.mp4").write_bytes(b"no video")
+    with pytest.raises(Unavailable, match=r"v\.mp4 cannot be opened as a video"):
+        open_source(SourceOptions("s", str(tmp_path / "v.mp4")))
+
+
+def test_a_bad_picture_among_good_ones_is_passed_over(tmp_path: Path) -> None:
+    directory = picture_directory(tmp_path / "p", ["red", "green"])
+    (directory / "000-bad.png").write_bytes(b"bad")
+    with Running(SourceOptions("s", str(directory))) as running:
+        assert [colour_of(f.image) for f in running.take(2)] == ["red", "green"]
+        running.await_change(("s", False, "end of file"))
+
+
+class Running:
+    """A capture thread and what comes of it."""
+
+    def __init__(self, options: SourceOptions) -> None:
+        self.changes: list[tuple[str, bool, str]] = []
+        self.crashes: list[BaseException] = []
+        self.slots = Slots([options.policy])
+        self._changed = threading.Condition()
+        self.capture = Capture(
+            0,
+            options,
+            self.slots,
+            on_change=self._on_change,
+            on_crash=self.crashes.append,
+            backoff=Backoff(0.01, 0.02),
+        )
+
+    def __enter__(self) -> Running:
+        self.capture.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.capture.stop()
+        self.slots.close()
+        self.capture.join(10)
+        assert not self.capture.is_alive()
+        assert not self.crashes
+
+    def _on_change(self, source: str, up: bool, detail: str) -> None:
+        with self._changed:
+            self.changes.append((source, up, detail))
+            self._changed.notify_all()
+        self.slots.wake()
+
+    def await_change(self, change: tuple[str, bool, str]) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: change in self.changes, 10), self.changes
+
+    def take(self, count: int) -> list[Frame]:
+        deadline = threading.Timer(20, self.slots.close)
+        deadline.start()
+        try:
+            frames = [self.slots.take(lambda: False) for _ in range(count)]
+        finally:
+            deadline.cancel()
+        assert None not in frames
+        return [f for f in frames if f is not None]
+
+
+def test_frames_are_stamped_and_the_end_is_reported(tmp_path: Path) -> None:
+    options = SourceOptions("cam", str(video_file(tmp_path / "v.avi", frames_each=2)))
+    before = time.monotonic()
+    with Running(options) as running:
+        frames = running.take(6)
+        running.await_change(("cam", False, "end of file"))
+    stamps = [f.captured_at for f in frames]
+    assert stamps == sorted(stamps)
+    assert before <= stamps[0] <= stamps[-1] <= time.monotonic()
+    assert all(f.capture_ms >= 0 and f.decode_ms >= 0 for f in frames)
+    assert running.changes == [("cam", True, ""), ("cam", False, "end of file")]
+    assert running.slots.take_dropped() == [0]
+
+
+@pytest.mark.parametrize("make", [video_file, picture_directory], ids=["video", "pictures"])
+def test_a_loop_begins_again(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    path = make(tmp_path / "v.avi")
+    with Running(SourceOptions("cam", str(path), loop=True)) as running:
+        count = 2 * (30 if make is video_file else 3) + 1
+        seen = [colour_of(f.image) for f in running.take(count)]
+    assert seen[: count // 2] == seen[count // 2 : count - 1]
+    assert seen[-1] == "red"
+    assert running.changes == [("cam", True, "")]
+
+
+def test_a_source_that_is_not_there_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "late.avi"
+    with Running(SourceOptions("cam", str(path))) as running:
+        running.await_change(("cam", False, f"{path} is not there."))
+        made = video_file(tmp_path / "made.avi")
+        shutil.move(made, path)
+        running.await_change(("cam", True, ""))
+        running.take(1)
+    assert running.changes[:2] == [("cam", False, f"{path} is not there."), ("cam", True, "")]
+
+
+def test_a_directory_that_goes_away_is_reported_and_comes_back(tmp_path: Path) -> None:
+    directory = picture_directory(tmp_path / "p")
+    with Running(SourceOptions("cam", str(directory), loop=True)) as running:
+        running.take(4)
+        shutil.rmtree(directory)
+        drain = iter(lambda: running.slots.take(lambda: bool(len(running.changes) > 1)), None)
+        assert sum(1 for _ in drain) < 100
+        assert running.changes[1][:2] == ("cam", False)
+        picture_directory(directory, ["green"])
+        assert colour_of(running.take(1)[0].image) == "green"
+        assert running.changes[-1] == ("cam", True, "")
+
+
+def test_a_read_that_hangs_is_reported(tmp_path: Path) -> None:
+    """Judged from outside, for the thread itself hangs in the driver: here it is only told that it does."""
+    options = SourceOptions("cam", str(video_file(tmp_path / "v.avi")))
+    with Running(options) as running:
+        running.take(1)
+        running.capture.check_stale(time.monotonic() + 1000)
+        assert running.changes == [("cam", True, "")], "waiting for inference is not the camera's fault"
+        running.capture._reading_since = 1.0
+        running.capture.check_stale(2.0)
+        assert running.changes == [("cam", True, "")]
+        running.capture.check_stale(1.0 + STALE_S + 0.1)
+        assert running.changes[-1] == ("cam", False, "no frame for 5 s")
+        running.capture._reading_since = 0.0
+        running.take(2)
+        running.await_change(("cam", True, ""))
+
+
+def test_realtime_keeps_the_pace_of_the_file(tmp_path: Path) -> None:
+    path = video_file(tmp_path / "v.avi", frames_each=4, fps=50)
+    with Running(SourceOptions("cam", str(path), realtime=True, slot="every")) as running:
+        stamps = [f.captured_at for f in running.take(12)]
+    assert stamps[-1] - stamps[0] >= 11 / 50 * 0.9
+
+
+@given(st.lists(st.floats(0, 0.5), min_size=1, max_size=50), st.floats(1, 100))
+def test_a_pace_never_hurries_and_never_catches_up_much(busy: list[float], fps: float) -> None:
+    pace, now, starts = Pace(fps), 1000.0, []
+    for work in busy:
+        now += pace.wait_s(now)
+        starts.append(now)
+        now += work
+    gaps = [b - a for a, b in itertools.pairwise(starts)]
+    for k in range(2, len(starts)):
+        assert starts[k] - starts[k - 2] >= 1 / fps * 0.999, "two frames in one period at most"
+    assert all(gap <= max(1 / fps, *busy) * 1.001 + 1e-9 for gap in gaps)
+
+
+def test_backoff_grows_to_its_end_and_starts_over() -> None:
+    backoff = Backoff(0.5, 4.0)
+    waits = [backoff.wait_s() for _ in range(20)]
+    assert 0.25 <= waits[0] <= 0.5
+    assert all(2.0 <= wait <= 4.0 for wait in waits[4:])
+    backoff.reset()
+    assert backoff.wait_s() <= 0.5
+
+
+def test_pictures_from_outside_are_bounded() -> None:
+    with pytest.raises(Rejected, match="0 bytes"):
+        images.decode(b"")
+    raw = images.encode_png(frame("red"))
+    np.testing.assert_array_equal(images.decode(raw), frame("red"))
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> None:
+    images.be_light()

@@ -1,0 +1,67 @@
+"""Classification: activations and the best few."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from edgeward_runtime.sessions import Port, RunFailed
+from edgeward_runtime.tasks import reader
+from edgeward_runtime.tasks.classification import activate, best
+from edgeward_wire.contract import Contract, InputPort, OutputPort
+from edgeward_wire.errors import Rejected
+
+rows = hnp.arrays(np.float32, st.integers(1, 200), elements=st.floats(-200, 200, width=32))
+
+
+def contract(activation: str = "softmax", task: str = "classification") -> Contract:
+    return Contract(
+        task=task,  # type: ignore[arg-type]
+        inputs=(InputPort(name="x", dtype="float32", shape=(1,), bind="source"),),
+        outputs=(
+            OutputPort(name="other", dtype="float32", shape=(1, 9), bind="result"),
+            OutputPort(name="y", dtype="float32", shape=(1, 3), activation=activation),  # type: ignore[arg-type]
+        )[1:],
+    )
+
+
+@given(rows, st.integers(1, 10))
+def test_best_is_what_sorting_all_of_them_gives(row: np.ndarray, count: int) -> None:
+    assert sorted(row[best(row, count)], reverse=True) == sorted(row, reverse=True)[:count]
+    chosen = row[best(row, count)]
+    assert list(chosen) == sorted(chosen, reverse=True)
+
+
+@given(rows)
+def test_scores_are_between_0_and_1_and_keep_the_order(row: np.ndarray) -> None:
+    for how in ("softmax", "sigmoid", "none"):
+        scores = activate(row, how)
+        assert scores.dtype == np.float32
+        assert ((scores >= 0) & (scores <= 1)).all()
+        assert scores[row.argmax()] == scores.max()
+    assert activate(row, "softmax").sum() == pytest.approx(1, abs=1e-4)
+
+
+def test_an_answer_has_labels_best_first() -> None:
+    ports = (Port("aux", "float32", (1, 2)), Port("y", "float32", (1, 3)))
+    read = reader(contract(), ports, ["a", "b", "c"])
+    answer = read([np.zeros((1, 2), np.float32), np.array([[1.0, 3.0, 2.0]], np.float32)])
+    assert [(t.class_index, t.label) for t in answer.top] == [(1, "b"), (2, "c"), (0, "a")]
+
+
+def test_what_does_not_fit_is_rejected_or_fails() -> None:
+    port = Port("y", "float32", (1, 3))
+    with pytest.raises(Rejected, match="3 classes, but there are 2 labels"):
+        reader(contract(), (port,), ["a", "b"])
+    with pytest.raises(Rejected, match="no output"):
+        reader(contract(), (Port("z", "float32", (1, 3)),), ["a", "b", "c"])
+    with pytest.raises(Rejected, match="does not run the task 'detection'"):
+        reader(contract(task="detection"), (port,), ["a", "b", "c"])
+    read = reader(contract(), (Port("y", "float32", (1, None)),), ["a", "b", "c"])
+    with pytest.raises(RunFailed, match="4 numbers"):
+        read([np.zeros((1, 4), np.float32)])
+    with pytest.raises(RunFailed, match="not finite"):
+        read([np.array([[1, np.nan, 2]], np.float32)])
