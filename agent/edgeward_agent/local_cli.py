@@ -304,7 +304,7 @@ class _Tally:
     """Frames and their stages over a stretch of time."""
 
     def __init__(self) -> None:
-        self._stages = {stage: Recorder() for stage in STAGES}
+        self._stages: dict[Stage, Recorder] = {stage: Recorder() for stage in STAGES}
         self._since = time.monotonic()
         self.frames = 0
 
