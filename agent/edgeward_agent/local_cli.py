@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _REDRAW_S = 0.5
 _PLAIN_LINE_S = 1.0
+_ENDING_POLL_S = 0.02
 _SOURCE = "source"
 
 
@@ -276,12 +277,15 @@ def _plan(known: Guess, arguments: argparse.Namespace) -> Plan:
 
 def _answers(happened: queue.SimpleQueue[Happening], pipeline: Pipeline, frames: int | None) -> Iterator[Saw]:
     """What was seen, until the source ends or `frames` have come. Raises Rejected when the model fails."""
+    from edgeward_runtime.capture import END_OF_FILE
     from edgeward_runtime.pipeline import Crashed, NotServed, Saw, SourceChange
 
-    seen = 0
+    seen, ended = 0, False
     while True:
+        if ended and pipeline.idle() and happened.empty():
+            return  # in this order: an answer is emitted before its thread is idle
         try:
-            happening = happened.get(timeout=1.0)
+            happening = happened.get(timeout=_ENDING_POLL_S if ended else 1.0)
         except queue.Empty:
             pipeline.tick(time.monotonic())
             continue
@@ -291,9 +295,9 @@ def _answers(happened: queue.SimpleQueue[Happening], pipeline: Pipeline, frames:
             if seen == frames:
                 return
         elif isinstance(happening, SourceChange) and not happening.up:
-            if happening.detail == "end of file":
-                return
-            print(f"The source is down: {happening.detail} Trying again.", file=sys.stderr)
+            ended = happening.detail == END_OF_FILE
+            if not ended:
+                print(f"The source is down: {happening.detail} Trying again.", file=sys.stderr)
         elif isinstance(happening, NotServed):
             raise Rejected(happening.reason, "See `edgeward-agent probe` for every plan.")
         elif isinstance(happening, Crashed):

@@ -20,6 +20,7 @@ from edgeward_runtime.sources.options import SourceOptions
 from edgeward_wire.errors import EdgewardError, Rejected, Unavailable
 
 STALE_S = 5.0
+END_OF_FILE = "end of file"
 _STEADY_S = 5.0
 _DEFAULT_FPS = 25.0
 
@@ -92,7 +93,7 @@ class Capture(threading.Thread):
             self._reading_since = 0.0
             source.close()
         if not self._stopping.is_set():
-            self._report(False, "end of file")
+            self._report(False, END_OF_FILE)
         return True
 
     def _deliver(self, source: Source) -> None:

@@ -144,6 +144,10 @@ class Pipeline:
             serving = self._serving
             return serving.meter.close(now, wall, self._slots.take_dropped()) if serving else ()
 
+    def idle(self) -> bool:
+        """Whether every frame that was captured has been answered, and its answer emitted."""
+        return self._slots.idle()
+
     def stalled_s(self, now: float) -> float:
         """How long the inference thread has been busy with one frame; 0 between frames."""
         serving = self._serving

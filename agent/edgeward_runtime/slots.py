@@ -45,6 +45,7 @@ class Slots:
         self._dropped = [0] * len(policies)
         self._turn = 0
         self._closed = False
+        self._waiting = False
         self._lock = threading.Lock()
         self._filled = threading.Condition(self._lock)
         self._emptied = threading.Condition(self._lock)
@@ -77,13 +78,20 @@ class Slots:
                         self._turn = at + 1
                         self._emptied.notify_all()
                         return frame
+                self._waiting = True
                 self._filled.wait()
+                self._waiting = False
             return None
 
     def wake(self) -> None:
         """Let everyone who waits in `take` look at its `stop` again."""
         with self._lock:
             self._filled.notify_all()
+
+    def idle(self) -> bool:
+        """Whether all frames that were handed over have been dealt with: who takes them waits for more."""
+        with self._lock:
+            return self._waiting and not any(self._frames)
 
     def take_dropped(self) -> list[int]:
         """How many frames each source lost since the last call."""

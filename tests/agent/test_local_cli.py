@@ -1,0 +1,116 @@
+"""`edgeward-agent run` and `probe`, as commands."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgeward_agent import local_cli
+from edgeward_agent.local_cli import table
+from runtime.builders import int8_classifier, labels_file, picture_directory, sidecar_file, video_file
+
+RUN = ("run", "--model", "{tmp}/m.onnx", "--source")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    labels_file(tmp_path / "labels.txt")
+    sidecar_file(tmp_path / "m.toml")
+    return int8_classifier(tmp_path / "m.onnx")
+
+
+def command(*words: object) -> int:
+    parser = argparse.ArgumentParser()
+    local_cli.register(parser.add_subparsers(required=True))
+    arguments = parser.parse_args([str(word) for word in words])
+    code: int = arguments.handler(arguments)
+    return code
+
+
+def test_run_shows_labels_and_latencies(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = video_file(tmp_path / "v.avi", ["green"], frames_each=12)
+    assert command("run", "--model", model, "--source", video) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("green ")
+    assert "12 frames" in out
+    assert all(stage in out for stage in ("capture", "decode", "preprocess", "inference", "end to end"))
+
+
+def test_run_as_json(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = picture_directory(tmp_path / "p")
+    assert command("run", "--model", model, "--source", pictures, "--loop", "--frames", 5, "--json") == 0
+    *frames, summary = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert [f["top"][0]["label"] for f in frames] == ["red", "green", "blue", "red", "green"]
+    assert summary["frames"] == 5
+    assert set(summary["stages"]) >= {"inference", "end_to_end"}
+
+
+def test_run_on_the_plan_that_a_probe_found(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = picture_directory(tmp_path / "p")
+    assert command("run", "--model", model, "--source", pictures, "--probe", "--json") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["plan"].startswith("CPU int8")
+
+
+def test_probe_prints_the_table_of_plans(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("probe", model, "--provider", "cuda", "--provider", "cpu", "--threads", 2) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("plan ")
+    assert "CUDA int8 x1 *  not loaded" in out
+    assert "CUDA int8 x1: CUDA is not in this build of ONNX Runtime." in out
+    assert "made of noise" in out
+    assert "Best: CPU int8" in out
+
+
+def test_probe_as_json(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = picture_directory(tmp_path / "p")
+    assert command("probe", model, "--json", "--samples", pictures) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["chosen"]["provider"] == "CPUExecutionProvider"
+    assert found["evidence"] == "strong"
+    assert command("probe", model, "--json", "--provider", "cuda") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (("probe", "{tmp}/none.onnx"), "cannot be read"),
+        (("probe", "{tmp}/labels.txt"), "labels.txt is not an ONNX file"),
+        ((*RUN, "{tmp}/none.mp4"), "none.mp4 is not there"),
+        ((*RUN, "{tmp}/v", "--labels", "{tmp}/none"), "labels file"),
+        ((*RUN, "{tmp}/v", "--provider", "cuda"), "not in this build"),
+        ((*RUN, "0", "--task", "vad"), "does not run the task 'vad'"),
+    ],
+)
+def test_errors_say_what_and_what_next(
+    model: Path, tmp_path: Path, words: tuple[str, ...], error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture_directory(tmp_path / "v")
+    assert command(*(word.format(tmp=tmp_path) for word in words)) == 1
+    out, err = capsys.readouterr()
+    assert err.startswith("error: ")
+    assert error in err
+    assert "\nnext: " in err
+    assert "Traceback" not in err
+    assert out == ""
+
+
+def test_nothing_heavy_is_imported_for_the_command_line() -> None:
+    code = (
+        "import argparse, sys; from edgeward_agent import local_cli;"
+        "local_cli.register(argparse.ArgumentParser().add_subparsers());"
+        "sys.exit(bool({'numpy', 'cv2', 'onnxruntime'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_tables_line_up() -> None:
+    assert table([("a", "bb"), ("ccc", "1")], right=frozenset({1})) == ["a    bb", "───  ──", "ccc   1"]
