@@ -1,4 +1,4 @@
-"""Probation: the new model serves live frames under its gates. Decides, and does nothing else.
+"""What live frames say about a model: probation's gates, and whether a verdict still fits. Decides only.
 
 Invariants: missing data never passes a gate (no frames, no commit, as long as the pipeline has a source);
 time is the monotonic clock; only windows of the model on probation count.
@@ -12,11 +12,15 @@ from edgeward_agent.states import Breached, Deployment, Event, Held
 from edgeward_wire.histogram import Histogram, merge
 from edgeward_wire.reported import SourceReport
 from edgeward_wire.telemetry import Measures
+from edgeward_wire.verdict import Verdict
 
 MAX_ERROR_SHARE = 0.05
 MIN_FOR_ERRORS = 20
 MIN_FOR_P99 = 50
 NO_FRAMES_S = 30.0
+STALE_RATIO = 1.2
+STALE_WINDOWS = 3
+MIN_FOR_STALE = 30
 
 
 class Probation:
@@ -97,3 +101,49 @@ class Probation:
         elif now - self._flowed > NO_FRAMES_S:
             return f"No frame was served for {NO_FRAMES_S:.0f} s although {', '.join(up)} delivers."
         return ""
+
+
+class LatencyWatch:
+    """Live p50 above 1.2 x the verdict's, window after window, marks the verdict stale."""
+
+    def __init__(self) -> None:
+        self._verdict: Verdict | None = None
+        self._slow = 0
+        self.stale = False
+        self.finding = ""
+        """Why, in one sentence."""
+
+    def look(self, deployment: Deployment, measures: Iterable[Measures]) -> bool:
+        """Take windows of the committed model; True when its verdict has just become stale."""
+        verdict = deployment.verdict
+        if verdict != self._verdict:
+            self._verdict, self._slow, self.stale = verdict, 0, False
+        promised = verdict_numbers(verdict).get("p50_ms") if verdict else None
+        before = self.stale
+        for window in measures:
+            inference = window.stages.get("inference")
+            if promised and inference is not None and inference.count >= MIN_FOR_STALE:
+                self._weigh(inference.percentile(0.5), promised)
+        return self.stale and not before
+
+    def _weigh(self, live: float, promised: float) -> None:
+        slow = live > STALE_RATIO * promised
+        self._slow = self._slow + 1 if slow else 0
+        self.stale = self._slow >= STALE_WINDOWS or (self.stale and slow)
+        if slow:
+            self.finding = f"Inference takes {live:.1f} ms; its verdict, now stale, says {promised:.1f} ms."
+
+
+def verdict_numbers(verdict: Verdict) -> dict[str, float]:
+    """The chosen plan's figures, for reports."""
+    chosen = next((p for p in verdict.plans if p.outcome == "chosen"), None)
+    figures: dict[str, float | None] = {"qualify_s": round(verdict.took_s, 3)}
+    if chosen is not None:
+        figures |= {
+            "p50_ms": chosen.p50_ms,
+            "p99_ms": chosen.p99_ms,
+            "parity": chosen.parity,
+            "load_ms": chosen.load_ms,
+            "memory_mb": chosen.memory_mb,
+        }
+    return {name: value for name, value in figures.items() if value is not None}

@@ -20,18 +20,18 @@ from pathlib import Path
 from typing import Protocol
 
 from edgeward_agent import messages, states
-from edgeward_agent.backoff import Backoff
 from edgeward_agent.config import Config
-from edgeward_agent.gates import Probation
+from edgeward_agent.fetching import Fetching
+from edgeward_agent.gates import LatencyWatch, Probation
 from edgeward_agent.journal import Journal, Saved
 from edgeward_agent.lifetime import Pulse
+from edgeward_agent.qualifying import Qualifying
 from edgeward_agent.reporting import Reporter
 from edgeward_agent.running import Hooks, Patience, Running
 from edgeward_agent.states import Deployment, Event, Facts, Op, Record, Want
-from edgeward_agent.supply import Supply, Ticket
+from edgeward_agent.supply import Supply
 from edgeward_agent.sysinfo import Machine as Hardware
-from edgeward_agent.sysinfo import available_mb, power_mode, release_memory
-from edgeward_agent.trial import Trial, Verdicts
+from edgeward_agent.sysinfo import release_memory
 from edgeward_agent.variants import needed_blobs, usable_variants
 from edgeward_agent.workers import Programs
 from edgeward_wire.assignment import Assignment, RemoteConfig
@@ -39,25 +39,15 @@ from edgeward_wire.document import parse
 from edgeward_wire.errors import Rejected, Unavailable
 from edgeward_wire.event import Finished, StateChanged
 from edgeward_wire.manifest import BlobRef
-from edgeward_wire.reported import PipelineReport, Serving, SourceReport, Update
+from edgeward_wire.reported import PipelineReport, Serving, SourceReport, State, Update
 from edgeward_wire.telemetry import Measures
-from edgeward_wire.verdict import Verdict
 
 log = logging.getLogger(__name__)
 
 PULSE_S = 30.0
 TICK_S = 0.5
-SCRATCH_BYTES = 64 << 20
-"""Free disk that qualify needs at least."""
-FRUITLESS_FETCHES = 40
-"""Tries in a row that brought nothing; with the backoff's cap that is more than an hour."""
-FETCHES_ON_A_FULL_DISK = 3
-FRUITLESS_TRIALS = 6
 RESTORES = 3
 """Tries to serve the committed model on the way back."""
-STALE_RATIO = 1.2
-STALE_WINDOWS = 3
-MIN_FOR_STALE = 30
 _JOURNAL_AGAIN_S = 30.0
 _PROGRAMS = Programs()
 _PATIENCE = Patience()
@@ -99,19 +89,12 @@ class _Pipeline:
     name: str
     record: Record
     running: Running
-    fetching: Backoff = field(default_factory=lambda: Backoff(2.0, 300.0))
-    ticket: Ticket | None = None
-    repair: Ticket | None = None
-    fetch_at: float | None = None
-    fetched: int = 0
-    qualifying: Backoff = field(default_factory=lambda: Backoff(2.0, 300.0))
-    trial: Trial | None = None
-    qualify_at: float | None = None
+    fetching: Fetching
+    qualifying: Qualifying
     probation: Probation | None = None
+    latency: LatencyWatch = field(default_factory=LatencyWatch)
     progress: float = 0.0
     detail: str = ""
-    slow_windows: int = 0
-    stale: bool = False
 
 
 class Machine:
@@ -142,7 +125,6 @@ class Machine:
         self._programs = programs
         self._patience = patience
         self._clock = clock
-        self._verdicts = Verdicts(state / "verdicts")
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._events: deque[tuple[_Pipeline, Event]] = deque()
         self._stopping = False
@@ -238,11 +220,8 @@ class Machine:
 
     def _end(self) -> None:
         for pipeline in self._pipelines.values():
-            for ticket in (pipeline.ticket, pipeline.repair):
-                if ticket is not None:
-                    ticket.stop.set()
-            if pipeline.trial is not None:
-                pipeline.trial.kill()
+            pipeline.fetching.stop_all()
+            pipeline.qualifying.stop()
             if pipeline.probation is not None:
                 spent = pipeline.probation.spent_s(time.monotonic())
                 pipeline.record = pipeline.record.model_copy(update={"probation_spent_s": spent})
@@ -374,7 +353,7 @@ class Machine:
             configured=name in self._config.pipelines,
             fingerprint=self._hardware.runtime_fingerprint,
             floor=self._floors.security(want.row.model.name) if want else 0,
-            stale=pipeline.stale,
+            stale=pipeline.latency.stale,
         )
         event = states.consider(pipeline.record, want, facts)
         if event is not None:
@@ -387,126 +366,39 @@ class Machine:
     # --- effects: supply
 
     def _fetch(self, pipeline: _Pipeline) -> None:
-        candidate = _candidate(pipeline)
-        hardware = self._hardware
-        if not usable_variants(candidate.contents, hardware, self._config.qualify.providers):
-            what = f"{hardware.arch}, {', '.join(hardware.providers)}"
-            reason = f"No variant of it is meant for this device ({what})."
-            self._emit(pipeline, states.Failed(reason, result="rejected"))
+        manifest, hardware = _candidate(pipeline).contents, self._hardware
+        if usable_variants(manifest, hardware, self._config.qualify.providers):
+            pipeline.fetching.fetch(self._refs(pipeline))
             return
-        pipeline.fetching.reset()
-        pipeline.fetched = 0
-        self._fetch_now(pipeline)
-
-    def _fetch_now(self, pipeline: _Pipeline) -> None:
-        pipeline.fetch_at = None
-        self._stop_fetch(pipeline)
-        refs = self._refs(pipeline)
-
-        def done(error: Rejected | Unavailable | None) -> None:
-            self._post(partial(self._fetch_done, pipeline, ticket, error))
-
-        def progress(done: int, total: int) -> None:
-            self._post(partial(self._fetch_progress, pipeline, ticket, done, total))
-
-        ticket = Ticket(refs, done, progress)
-        pipeline.ticket = ticket
-        self._supply.submit(ticket)
-
-    def _fetch_progress(self, pipeline: _Pipeline, ticket: Ticket, done: int, total: int) -> None:
-        if pipeline.ticket is not ticket:
-            return
-        pipeline.progress = done / total if total else 1.0
-        pipeline.detail = f"{done / 1e6:.1f} of {total / 1e6:.1f} MB"
-        if done > pipeline.fetched:
-            pipeline.fetched = done
-            pipeline.fetching.reset()
-
-    def _fetch_done(self, pipeline: _Pipeline, ticket: Ticket, error: Rejected | Unavailable | None) -> None:
-        if pipeline.ticket is not ticket:
-            return
-        pipeline.ticket = None
-        if error is None:
-            self._emit(pipeline, states.Fetched())
-        elif isinstance(error, Rejected):
-            self._emit(pipeline, states.Failed(str(error), result="rejected", deny=True))
-        else:
-            pause = pipeline.fetching.next()
-            limit = FETCHES_ON_A_FULL_DISK if self._disk_full(pipeline) else FRUITLESS_FETCHES
-            if pipeline.fetching.failures >= limit:
-                tries = pipeline.fetching.failures
-                self._emit(pipeline, states.Failed(f"{error} Given up after {tries} tries."))
-                return
-            pipeline.fetch_at = time.monotonic() + pause
-            pipeline.detail = f"{error.what} Again in {pause:.0f} s."[:200]
+        what = f"{hardware.arch}, {', '.join(hardware.providers)}"
+        reason = f"No variant of it is meant for this device ({what})."
+        self._emit(pipeline, states.Failed(reason, result="rejected"))
 
     def _stop_fetch(self, pipeline: _Pipeline) -> None:
-        pipeline.fetch_at = None
-        if pipeline.ticket is not None:
-            pipeline.ticket.stop.set()
-            pipeline.ticket = None
+        pipeline.fetching.stop()
 
     def _verify(self, pipeline: _Pipeline) -> None:
-        """Hash once more what is about to be loaded: disks lie, and a restart may lie between."""
-        self._stop_fetch(pipeline)
-
-        def done(error: Rejected | Unavailable | None) -> None:
-            self._post(partial(self._verified, pipeline, ticket, error))
-
-        ticket = Ticket(self._refs(pipeline), done, rehash=True)
-        pipeline.ticket = ticket
-        self._supply.submit(ticket)
-
-    def _verified(self, pipeline: _Pipeline, ticket: Ticket, error: Rejected | Unavailable | None) -> None:
-        if pipeline.ticket is not ticket:
-            return
-        pipeline.ticket = None
-        if error is not None:
-            self._emit(pipeline, states.Missing())
-        elif (free := shutil.disk_usage(self._state).free) < SCRATCH_BYTES:
-            reason = (
-                f"disk full: {free / 1e6:.0f} MB are free; {SCRATCH_BYTES / 1e6:.0f} MB are needed to try it."
-            )
-            self._emit(pipeline, states.Failed(reason))
-        else:
-            self._emit(pipeline, states.Verified())
+        pipeline.fetching.verify(self._refs(pipeline))
 
     def _refs(self, pipeline: _Pipeline) -> tuple[BlobRef, ...]:
         return needed_blobs(_candidate(pipeline).contents, self._hardware, self._config.qualify.providers)
 
-    def _disk_full(self, pipeline: _Pipeline) -> bool:
-        missing = sum(ref.length for ref in self._refs(pipeline) if not (self._blobs / ref.sha256).exists())
-        here = self._blobs if self._blobs.exists() else self._state
-        return shutil.disk_usage(here).free < missing - pipeline.fetched + SCRATCH_BYTES // 4
-
     def _repair(self, pipeline: _Pipeline, deployment: Deployment, refs: tuple[BlobRef, ...]) -> None:
         """Blobs of a model that should be served are gone: fetch them again, then serve it."""
-        pipeline.running.fault = f"A blob of {deployment.title} is missing; it is fetched again."
-        if pipeline.repair is not None:
-            pipeline.repair.stop.set()
+        running = pipeline.running
+        running.fault = f"A blob of {deployment.title} is missing; it is fetched again."
 
-        def done(error: Rejected | Unavailable | None) -> None:
-            self._post(partial(self._repaired, pipeline, ticket, deployment, error))
+        def done(fault: Rejected | Unavailable | None) -> None:
+            if running.target != deployment:
+                return
+            if fault is not None:
+                reason = f"A blob of {deployment.title} is missing: {fault}"
+                self._emit(pipeline, states.ServeFailed(reason))
+                return
+            running.fault = ""
+            running.serve(deployment)
 
-        ticket = Ticket(refs, done)
-        pipeline.repair = ticket
-        self._supply.submit(ticket)
-
-    def _repaired(
-        self,
-        pipeline: _Pipeline,
-        ticket: Ticket,
-        deployment: Deployment,
-        error: Rejected | Unavailable | None,
-    ) -> None:
-        if pipeline.repair is not ticket:
-            return
-        pipeline.repair = None
-        if error is not None:
-            self._emit(pipeline, states.ServeFailed(f"A blob of {deployment.title} is missing: {error}"))
-        elif pipeline.running.target == deployment:
-            pipeline.running.fault = ""
-            pipeline.running.serve(deployment)
+        pipeline.fetching.repair(refs, done)
 
     def _prune(self, _pipeline: _Pipeline) -> None:
         manifests = [deployment.contents for deployment in self._deployments()]
@@ -537,100 +429,13 @@ class Machine:
     # --- effects: qualify
 
     def _qualify(self, pipeline: _Pipeline) -> None:
-        pipeline.qualifying.reset()
-        self._qualify_now(pipeline)
-
-    def _qualify_now(self, pipeline: _Pipeline) -> None:
-        pipeline.qualify_at = None
-        candidate = _candidate(pipeline)
-        model = candidate.row.model
-        key = self._verdict_key(candidate)
-        cached = self._verdicts.get(key, model.sha256)
-        if cached is not None and self._available(candidate, cached):
-            log.info("%s: the verdict on %s is known.", pipeline.name, candidate.title)
-            self._judged(pipeline, cached)
-            return
-        scratch = self._state / "engines" / model.sha256
-        committed = pipeline.record.committed
-        same = committed if committed and committed.row.model == model else None
-        try:
-            scratch.mkdir(parents=True, exist_ok=True)
-            pipeline.trial = Trial(
-                f"qualify-{pipeline.name}",
-                self._programs.qualify,
-                messages.Qualify(
-                    model=model,
-                    manifest=candidate.contents,
-                    blobs=str(self._blobs),
-                    threads=self._config.thread_budget(self._hardware.cores),
-                    key=key,
-                    lock=str(self._config.lock_path()),
-                    providers=self._config.qualify.providers,
-                    incumbent=same.verdict.chosen if same and same.verdict else None,
-                    scratch=str(scratch),
-                ),
-                self._post,
-                progressed=partial(self._qualify_progress, pipeline),
-                ended=partial(self._judged, pipeline),
-            )
-        except OSError as error:
-            self._emit(pipeline, states.Failed(f"Qualify cannot be started: {error}."))
-
-    def _qualify_progress(self, pipeline: _Pipeline, message: messages.QualifyProgress) -> None:
-        if message.phase == "validating" and pipeline.record.state == "preparing":
-            self._emit(pipeline, states.Prepared())
-            self._drain()
-        pipeline.progress = min(1.0, message.done / message.total) if message.total else 0.0
-        pipeline.detail = message.note or message.phase
-
-    def _judged(self, pipeline: _Pipeline, verdict: Verdict | Rejected | Unavailable) -> None:
-        pipeline.trial = None
-        if isinstance(verdict, Unavailable):
-            self._qualify_later(pipeline, verdict)
-            return
-        if isinstance(verdict, Rejected):
-            self._emit(pipeline, states.Failed(str(verdict), deny=True))
-            return
-        if pipeline.record.state == "preparing":
-            self._emit(pipeline, states.Prepared())
-        numbers = _numbers(verdict)
-        if verdict.chosen is None:
-            reason = verdict.reason or "No execution plan passed."
-            self._emit(pipeline, states.Failed(reason, numbers, deny=True))
-            return
-        self._verdicts.put(verdict)
-        memory, free = numbers.get("memory_mb", 0.0), available_mb()
-        if free and memory > free:
-            reason = f"It needs {memory:.0f} MB of memory and {free:.0f} MB are available."
-            self._emit(pipeline, states.Failed(reason, numbers))
-            return
-        self._emit(pipeline, states.Validated(verdict, numbers))
-
-    def _qualify_later(self, pipeline: _Pipeline, error: Unavailable) -> None:
-        pause = pipeline.qualifying.next()
-        if pipeline.qualifying.failures >= FRUITLESS_TRIALS:
-            self._emit(pipeline, states.Failed(f"{error} Given up after {FRUITLESS_TRIALS} tries."))
-            return
-        pipeline.qualify_at = time.monotonic() + pause
-        pipeline.detail = f"{error.what} Again in {pause:.0f} s."[:200]
+        candidate, committed = _candidate(pipeline), pipeline.record.committed
+        same = committed is not None and committed.row.model == candidate.row.model
+        incumbent = committed.verdict.chosen if committed and committed.verdict and same else None
+        pipeline.qualifying.start(candidate, incumbent)
 
     def _kill_qualify(self, pipeline: _Pipeline) -> None:
-        pipeline.qualify_at = None
-        if pipeline.trial is not None:
-            pipeline.trial.kill()
-            pipeline.trial = None
-
-    def _verdict_key(self, deployment: Deployment) -> str:
-        return self._hardware.verdict_key(
-            deployment.row.model.sha256,
-            threads=self._config.thread_budget(self._hardware.cores),
-            providers=self._config.qualify.providers,
-            power=power_mode(),
-        )
-
-    def _available(self, candidate: Deployment, verdict: Verdict) -> bool:
-        usable = usable_variants(candidate.contents, self._hardware, self._config.qualify.providers)
-        return verdict.chosen is not None and verdict.chosen.variant in usable
+        pipeline.qualifying.stop()
 
     # --- effects: the runner
 
@@ -694,12 +499,8 @@ class Machine:
     def _tick(self, now: float) -> None:
         for pipeline in self._pipelines.values():
             pipeline.running.tick(now)
-            if pipeline.trial is not None:
-                pipeline.trial.tick(now)
-            if pipeline.fetch_at is not None and now >= pipeline.fetch_at:
-                self._fetch_now(pipeline)
-            if pipeline.qualify_at is not None and now >= pipeline.qualify_at:
-                self._qualify_now(pipeline)
+            pipeline.fetching.tick(now)
+            pipeline.qualifying.tick(now)
             if pipeline.probation is not None and pipeline.record.state == "probation":
                 self._judge_probation(pipeline, pipeline.probation, now)
         if self._unsaved_at is not None and now - self._unsaved_at > _JOURNAL_AGAIN_S:
@@ -725,31 +526,11 @@ class Machine:
         if pipeline.probation is not None:
             pipeline.probation.windows(measures)
         committed = pipeline.record.committed
-        if committed is not None and pipeline.running.serving == committed:
-            self._watch_latency(pipeline, committed, measures)
-
-    def _watch_latency(
-        self, pipeline: _Pipeline, committed: Deployment, measures: tuple[Measures, ...]
-    ) -> None:
-        """Live p50 above 1.2 x the verdict's, window after window, marks the verdict stale."""
-        promised = _numbers(committed.verdict).get("p50_ms") if committed.verdict else None
-        for window in measures:
-            inference = window.stages.get("inference")
-            if not promised or inference is None or inference.count < MIN_FOR_STALE:
-                continue
-            slow = inference.percentile(0.5) > STALE_RATIO * promised
-            pipeline.slow_windows = pipeline.slow_windows + 1 if slow else 0
-            if not slow:
-                pipeline.stale = False
-            elif pipeline.slow_windows >= STALE_WINDOWS and not pipeline.stale:
-                pipeline.stale = True
-                self._verdicts.forget(self._verdict_key(committed))
-                log.warning(
-                    "%s: inference takes %.1f ms, its verdict says %.1f ms; the verdict is stale.",
-                    pipeline.name,
-                    inference.percentile(0.5),
-                    promised,
-                )
+        if committed is None or pipeline.running.serving != committed:
+            return
+        if pipeline.latency.look(committed, measures):
+            pipeline.qualifying.forget(committed)
+            log.warning("%s: %s", pipeline.name, pipeline.latency.finding)
 
     def _heartbeat(self, pipeline: _Pipeline, message: messages.Heartbeat) -> None:
         if pipeline.probation is not None:
@@ -762,6 +543,8 @@ class Machine:
     # --- reports
 
     def _report(self) -> None:
+        for pipeline in self._pipelines.values():
+            self._reporter.fault(f"runner:{pipeline.name}", pipeline.running.fault)
         self._reporter.reported(
             {name: self._pipeline_report(p) for name, p in self._pipelines.items()},
             revision=self._assignment.revision if self._assignment else 0,
@@ -783,9 +566,16 @@ class Machine:
 
     @staticmethod
     def _live(pipeline: _Pipeline, update: Update) -> Update:
-        change: dict[str, object] = {"progress": round(pipeline.progress, 3)}
-        if pipeline.detail:
-            change["detail"] = pipeline.detail[:200]
+        parts: dict[State, Fetching | Qualifying] = {
+            "downloading": pipeline.fetching,
+            "verifying": pipeline.fetching,
+            "preparing": pipeline.qualifying,
+            "validating": pipeline.qualifying,
+        }
+        part = parts.get(pipeline.record.state, pipeline)
+        change: dict[str, object] = {"progress": round(part.progress, 3)}
+        if part.detail:
+            change["detail"] = part.detail[:200]
         return update.model_copy(update=change)
 
     def _serving(self, pipeline: _Pipeline) -> Serving | None:
@@ -803,7 +593,7 @@ class Machine:
             and committed.row.model == serving.row.model
             and pipeline.probation is None,
             below_floor=serving.contents.security_epoch < self._floors.security(serving.row.model.name),
-            stale=pipeline.stale,
+            stale=pipeline.latency.stale,
         )
 
     # --- parts
@@ -830,7 +620,19 @@ class Machine:
             ),
             patience=self._patience,
         )
-        pipeline = _Pipeline(name, record, running)
+        fetching = Fetching(
+            self._blobs, self._supply, self._post, emit=lambda event: self._emit(this(), event)
+        )
+        qualifying = Qualifying(
+            name,
+            command=self._programs.qualify,
+            config=self._config,
+            hardware=self._hardware,
+            state=self._state,
+            post=self._post,
+            emit=lambda event: self._emit(this(), event),
+        )
+        pipeline = _Pipeline(name, record, running, fetching, qualifying)
         return pipeline
 
     def _configure(self, name: str) -> messages.Configure:
@@ -865,22 +667,6 @@ def _candidate(pipeline: _Pipeline) -> Deployment:
     if candidate is None:
         raise RuntimeError(f"{pipeline.name} has no candidate in {pipeline.record.state}")
     return candidate
-
-
-def _numbers(verdict: Verdict) -> dict[str, float]:
-    """The chosen plan's figures, for reports."""
-    chosen = next((p for p in verdict.plans if p.outcome == "chosen"), None)
-    if chosen is None:
-        return {"qualify_s": round(verdict.took_s, 3)}
-    figures = {
-        "p50_ms": chosen.p50_ms,
-        "p99_ms": chosen.p99_ms,
-        "parity": chosen.parity,
-        "load_ms": chosen.load_ms,
-        "memory_mb": chosen.memory_mb,
-        "qualify_s": round(verdict.took_s, 3),
-    }
-    return {name: value for name, value in figures.items() if value is not None}
 
 
 def _assignment(raw: str) -> Assignment | None:

@@ -140,6 +140,7 @@ class Reporter:
         if self._link is not None and self._link.connected != self._broker:
             self._broker = self._link.connected
             self._status_due = True
+        self.fault("spool", self._spool.fault)
         if self._status_due:
             self._write_status()
 

@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 
 M = TypeVar("M")
 
-_SEND_S = 5.0
+_SEND_S = 15.0
+"""A slow device takes seconds to start Python, and a long message waits for it."""
 _CLOSING_S = 10.0
 _CHUNK = 64 << 10
 _LOGGED_LINES = 200

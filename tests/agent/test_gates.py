@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from agent.models import deployment, manifest, row
-from edgeward_agent.gates import NO_FRAMES_S, Probation
+from agent.models import deployment, manifest, row, verdict
+from edgeward_agent.gates import NO_FRAMES_S, LatencyWatch, Probation
 from edgeward_agent.states import Breached, Held
 from edgeward_wire.histogram import Recorder
 from edgeward_wire.reported import SourceReport
@@ -114,3 +114,25 @@ def test_time_before_a_restart_counts() -> None:
     p.heartbeat(9, 0, 101)
     assert p.spent_s(101) == 10
     assert isinstance(p.judge(101, UP), Held)
+
+
+def test_a_verdict_is_stale_once_live_frames_are_slow_for_long() -> None:
+    watch, committed = LatencyWatch(), deployment(MODEL, judged=True)  # its verdict says 5 ms
+    assert not watch.look(committed, [window(5), window(7), window(7)])
+    assert not watch.stale, "twice is an accident"
+    assert watch.look(committed, [window(7)])
+    assert watch.stale
+    assert "7.0 ms" in watch.finding
+    assert not watch.look(committed, [window(7)]), "said once"
+    assert not watch.look(committed, [window(5)])
+    assert not watch.stale
+    assert not watch.look(committed, [window(70, n=3)] * 9), "too few frames say nothing"
+
+
+def test_another_verdict_starts_afresh() -> None:
+    watch = LatencyWatch()
+    watch.look(deployment(MODEL, judged=True), [window(7)] * 3)
+    assert watch.stale
+    slower = verdict(MODEL, p50_ms=7.0)
+    watch.look(deployment(MODEL).model_copy(update={"verdict": slower}), [window(7)])
+    assert not watch.stale

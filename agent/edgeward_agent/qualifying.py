@@ -1,0 +1,168 @@
+"""One pipeline's trials: from a candidate to a verdict that may be served, or to a reason why not.
+
+Invariants: everything here runs on the machine's thread. A verdict in the cache spares the trial. What was
+the world's fault (the lock, memory) is tried again, bounded; what was the model's own is denied.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from edgeward_agent import messages, states
+from edgeward_agent.backoff import Backoff
+from edgeward_agent.config import Config
+from edgeward_agent.gates import verdict_numbers
+from edgeward_agent.running import Post
+from edgeward_agent.states import Deployment, Event
+from edgeward_agent.sysinfo import Machine, available_mb, power_mode
+from edgeward_agent.trial import Trial, Verdicts
+from edgeward_agent.variants import usable_variants
+from edgeward_wire.errors import Rejected, Unavailable
+from edgeward_wire.verdict import Plan, Verdict
+
+log = logging.getLogger(__name__)
+
+FRUITLESS = 6
+
+
+class Qualifying:
+    """Qualify for one pipeline."""
+
+    def __init__(
+        self,
+        pipeline: str,
+        *,
+        command: tuple[str, ...],
+        config: Config,
+        hardware: Machine,
+        state: Path,
+        post: Post,
+        emit: Callable[[Event], None],
+    ) -> None:
+        self._pipeline = pipeline
+        self._command = command
+        self._config = config
+        self._hardware = hardware
+        self._state = state
+        self._post = post
+        self._emit = emit
+        self._verdicts = Verdicts(state / "verdicts")
+        self._trial: Trial | None = None
+        self._asked: tuple[Deployment, Plan | None] | None = None
+        self._validating = False
+        self._backoff = Backoff(2.0, 300.0)
+        self._again_at: float | None = None
+        self.progress = 0.0
+        self.detail = ""
+
+    def start(self, candidate: Deployment, incumbent: Plan | None) -> None:
+        """`Prepared` and `Validated`, or `Failed`, follow. `incumbent`: the same model's plan in service."""
+        self.stop()
+        self._backoff.reset()
+        self._asked = (candidate, incumbent)
+        self._begin(candidate, incumbent)
+
+    def stop(self) -> None:
+        """Nobody wants to know any more."""
+        self._again_at, self._asked, self._validating = None, None, False
+        self.progress, self.detail = 0.0, ""
+        if self._trial is not None:
+            self._trial.kill()
+            self._trial = None
+
+    def tick(self, now: float) -> None:
+        """Deadlines."""
+        if self._trial is not None:
+            self._trial.tick(now)
+        elif self._asked is not None and self._again_at is not None and now >= self._again_at:
+            self._begin(*self._asked)
+
+    def forget(self, deployment: Deployment) -> None:
+        """Its verdict does not hold any more: the next update measures again."""
+        self._verdicts.forget(self._key(deployment))
+
+    def _begin(self, candidate: Deployment, incumbent: Plan | None) -> None:
+        self._again_at = None
+        model, key = candidate.row.model, self._key(candidate)
+        cached = self._verdicts.get(key, model.sha256)
+        usable = usable_variants(candidate.contents, self._hardware, self._config.qualify.providers)
+        if cached is not None and cached.chosen is not None and cached.chosen.variant in usable:
+            log.info("%s: the verdict on %s is known.", self._pipeline, candidate.title)
+            self._judged(cached)
+            return
+        scratch = self._state / "engines" / model.sha256
+        try:
+            scratch.mkdir(parents=True, exist_ok=True)
+            self._trial = Trial(
+                f"qualify-{self._pipeline}",
+                self._command,
+                messages.Qualify(
+                    model=model,
+                    manifest=candidate.contents,
+                    blobs=str(self._state / "blobs"),
+                    threads=self._config.thread_budget(self._hardware.cores),
+                    key=key,
+                    lock=str(self._config.lock_path()),
+                    providers=self._config.qualify.providers,
+                    incumbent=incumbent,
+                    scratch=str(scratch),
+                ),
+                self._post,
+                progressed=self._progressed,
+                ended=self._judged,
+            )
+        except OSError as error:
+            self._emit(states.Failed(f"Qualify cannot be started: {error}."))
+
+    def _progressed(self, message: messages.QualifyProgress) -> None:
+        if message.phase == "validating":
+            self._prepared()
+        self.progress = min(1.0, message.done / message.total) if message.total else 0.0
+        self.detail = message.note or message.phase
+
+    def _prepared(self) -> None:
+        if not self._validating:
+            self._validating = True
+            self._emit(states.Prepared())
+
+    def _judged(self, verdict: Verdict | Rejected | Unavailable) -> None:
+        self._trial = None
+        if isinstance(verdict, Unavailable):
+            self._try_again(verdict)
+        elif isinstance(verdict, Rejected):
+            self._emit(states.Failed(str(verdict), deny=True))
+        elif verdict.chosen is None:
+            reason = verdict.reason or "No execution plan passed."
+            self._emit(states.Failed(reason, verdict_numbers(verdict), deny=True))
+        else:
+            self._verdicts.put(verdict)
+            self._admit(verdict)
+
+    def _admit(self, verdict: Verdict) -> None:
+        numbers = verdict_numbers(verdict)
+        memory, free = numbers.get("memory_mb", 0.0), available_mb()
+        if free and memory > free:
+            reason = f"It needs {memory:.0f} MB of memory and {free:.0f} MB are available."
+            self._emit(states.Failed(reason, numbers))
+            return
+        self._prepared()
+        self._emit(states.Validated(verdict, numbers))
+
+    def _try_again(self, error: Unavailable) -> None:
+        pause = self._backoff.next()
+        if self._backoff.failures >= FRUITLESS:
+            self._emit(states.Failed(f"{error} Given up after {FRUITLESS} tries."))
+            return
+        self._again_at = time.monotonic() + pause
+        self.detail = f"{error.what} Again in {pause:.0f} s."[:200]
+
+    def _key(self, deployment: Deployment) -> str:
+        return self._hardware.verdict_key(
+            deployment.row.model.sha256,
+            threads=self._config.thread_budget(self._hardware.cores),
+            providers=self._config.qualify.providers,
+            power=power_mode(),
+        )
