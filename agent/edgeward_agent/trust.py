@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from types import ModuleType
 from typing import cast
 
 from tuf.api import exceptions
 from tuf.api.metadata import Metadata, Root, TargetFile, Targets
-from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from edgeward_agent.files import replace_file
 from edgeward_agent.floors import Floors
@@ -30,6 +31,25 @@ from edgeward_wire.document import parse
 from edgeward_wire.errors import Rejected, Unavailable
 from edgeward_wire.identifiers import assignment_path
 from edgeward_wire.manifest import MAX_MANIFEST_BYTES, Manifest, ModelRef
+
+
+@contextmanager
+def _without_urllib3() -> Iterator[None]:
+    """tuf's default fetcher would load urllib3, a megabyte that we never use: `_Fetcher` stands in for it."""
+    name = "tuf.ngclient.urllib3_fetcher"
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = ModuleType(name)
+    sys.modules[name].Urllib3Fetcher = type("Urllib3Fetcher", (), {})  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
+
+with _without_urllib3():
+    from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 BUILD_TIME = datetime(2026, 11, 1, tzinfo=timezone.utc).timestamp()
 """No later than any release of this code was built; raised now and then. Unix seconds."""

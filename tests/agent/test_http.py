@@ -134,10 +134,11 @@ def test_a_refusal_is_told_in_the_servers_words(status: int, kind: type[Exceptio
     assert str(status) in refusal(Answer(status, {}, b"<html>"), "x").what
 
 
-def test_the_daemons_http_brings_no_command_line_and_no_event_loop() -> None:
-    """They cost 8 MB where `agent-ctl` is installed beside the agent."""
-    heavy = "('rich', 'click', 'pygments', 'asyncio')"
-    script = f"import sys, edgeward_agent.http; print([m for m in {heavy} if m in sys.modules])"
+def test_the_link_loads_nothing_that_it_does_not_use() -> None:
+    """A command line, an event loop and a second HTTP library would cost 9 MB of the daemon's 50."""
+    heavy = "('rich', 'click', 'pygments', 'asyncio', 'urllib3', 'requests')"
+    modules = ", ".join(f"edgeward_agent.{name}" for name in ("http", "trust", "enrol", "mqtt", "blobs"))
+    script = f"import sys, {modules}; print([m for m in {heavy} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 
