@@ -6,6 +6,7 @@ No broker is there: the daemon must not need one to do its work.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import socket
@@ -21,6 +22,8 @@ import pytest
 
 from edgeward_agent.status import StatusFile, read_status
 from edgeward_wire.assignment import Assignment, PipelineAssignment
+from edgeward_wire.document import parse
+from edgeward_wire.enrolment import BrokerAddress, EnrolResponse, RenewRequest
 from edgeward_wire.errors import Rejected
 from edgeward_wire.identifiers import assignment_path, blob_path
 from edgeward_wire.reported import PipelineReport, Update
@@ -29,7 +32,7 @@ from runtime.bundles import Bundle, colour_bundle
 from sim.device import DEVICE, write_identity
 from sim.pki import Authority
 from sim.repository import Repository
-from sim.server import Server
+from sim.server import Reply, Request, Server
 
 WAIT_S = 90.0
 CONFIG = """
@@ -166,6 +169,36 @@ def daemon(
         yield daemon
         if daemon.process.poll() is None:
             assert daemon.stop() == 0, daemon.log()
+
+
+def test_its_certificate_is_renewed_at_half_of_life(
+    cloud: Cloud, daemon: Daemon, device_authority: Authority
+) -> None:
+    def renew(request: Request) -> Reply:
+        asked = parse(RenewRequest, request.body)
+        answer = EnrolResponse(
+            admission="accepted",
+            device=DEVICE,
+            fleet="lab",
+            certificate_pem=device_authority.issue_for_csr(asked.csr_pem, DEVICE),
+            broker=BrokerAddress(host="127.0.0.1", port=1),
+            server_time=time.time(),
+        )
+        return Reply(200, answer.to_bytes())
+
+    cloud.server.handlers["POST", "/v1/device/certificate"] = renew
+    assert daemon.stop() == 0
+    identity = daemon.state / "identity"
+    before = (identity / "certificate.pem").read_bytes()
+    enrolment = json.loads((identity / "enrolment.json").read_bytes())
+    enrolment["issued_at"] -= 400 * 86_400
+    (identity / "enrolment.json").write_text(json.dumps(enrolment))
+    daemon.start()
+    deadline = time.monotonic() + WAIT_S
+    while "certificate was renewed" not in daemon.log():
+        assert time.monotonic() < deadline, daemon.log()
+        time.sleep(0.05)
+    assert (identity / "certificate.pem").read_bytes() != before
 
 
 @pytest.fixture(scope="module")
