@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -36,7 +37,10 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read once, when the library is loaded (docs/adr/0001)
+
+import onnxruntime as ort  # noqa: E402 - after the line above
 
 if TYPE_CHECKING:
     import onnx

@@ -62,7 +62,9 @@ def children(pid: int) -> dict[int, str]:
 
 
 HAND_WRITTEN = """
-import sys, time, cv2, numpy as np, onnxruntime as ort
+import os, sys, time, cv2, numpy as np
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+import onnxruntime as ort
 model, video, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
 cv2.setNumThreads(1)
 options = ort.SessionOptions()
