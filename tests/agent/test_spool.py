@@ -347,10 +347,8 @@ class SpoolMachine(RuleBasedStateMachine):
             self.all_is_safe()
 
     @precondition(lambda self: self.connected)
-    @rule(
-        n=st.integers(1, 20), stored_share=st.sampled_from([0, 0.5, 1]), acked_share=st.sampled_from([0, 1])
-    )
-    def exchange(self, n: int, stored_share: float, acked_share: float) -> None:
+    @rule(n=st.integers(1, 20), arrived=st.sampled_from([0, 0.5, 1]), acked=st.booleans())
+    def exchange(self, n: int, arrived: float, acked: bool) -> None:
         """Some go out; the cloud stores some of what is under way, and acknowledges some of that."""
         self.flying += self.spool.next_batch(n)
         assert len({m.key for m in self.flying}) == len(self.flying), "nothing is under way twice"
