@@ -40,7 +40,7 @@ import numpy.typing as npt
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read once, when the library is loaded (docs/adr/0001)
 
-import onnxruntime as ort  # noqa: E402 - after the line above
+import onnxruntime as ort
 
 if TYPE_CHECKING:
     import onnx
