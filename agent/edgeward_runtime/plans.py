@@ -30,7 +30,8 @@ _WORTH: dict[str, tuple[Precision, ...]] = {
     OPENVINO: ("int8", "fp32", "fp16"),
     CPU: ("int8", "fp32", "fp16"),
 }
-_UNVERIFIED = frozenset({TENSORRT, CUDA})
+_VERIFIED = frozenset({CPU, OPENVINO})
+_ARM_BF16 = "mlas.enable_gemm_fastmath_arm64_bfloat16"
 _MAX_VARIANTS = 3
 
 
@@ -96,7 +97,7 @@ def fits(targets: TargetHints, machine: Machine, provider: str) -> bool:
 
 def unverified(plan: Plan) -> bool:
     """Whether this kind of plan has never run on its hardware in our hands."""
-    return plan.provider in _UNVERIFIED
+    return plan.provider not in _VERIFIED or _ARM_BF16 in plan.session
 
 
 def choose(outcomes: Sequence[PlanOutcome], incumbent: Plan | None = None) -> int | None:
@@ -130,7 +131,8 @@ def _of_provider(
     plans = []
     for name in names[:_MAX_VARIANTS]:
         options = _OPTIONS.get(provider, _no_options)(variants[name], threads, scratch)
-        plans.append(Plan(provider=provider, variant=name, threads=1, options=options))
+        own = threads if provider == OPENVINO else 1  # a GPU leaves the cores to the others
+        plans.append(Plan(provider=provider, variant=name, threads=own, options=options))
     return plans
 
 
@@ -154,7 +156,7 @@ def _cpu_sessions(precision: Precision, machine: Machine) -> list[dict[str, str]
         # Without VNNI the sums of U8S8 saturate at 16 bits: exact is slower, and may be the one that passes.
         return [{"session.x64quantprecision": "1"}]
     if machine.arch == "aarch64" and precision == "fp32" and "bf16" in machine.isa:
-        return [{"mlas.enable_gemm_fastmath_arm64_bfloat16": "1"}]
+        return [{_ARM_BF16: "1"}]
     return []
 
 

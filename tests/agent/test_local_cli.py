@@ -61,11 +61,11 @@ def test_run_on_the_plan_that_a_probe_found(
 
 
 def test_probe_prints_the_table_of_plans(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command("probe", model, "--provider", "cuda", "--provider", "cpu", "--threads", 2) == 0
+    assert command("probe", model, "--provider", "Qnn", "--provider", "cpu", "--threads", 2) == 0
     out = capsys.readouterr().out
     assert out.startswith("plan ")
-    assert "CUDA int8 x1 *  not loaded" in out
-    assert "CUDA int8 x1: CUDA is not in this build of ONNX Runtime." in out
+    assert "Qnn int8 x1 *  not loaded" in out
+    assert "Qnn int8 x1: Qnn is not in this build of ONNX Runtime." in out
     assert "made of noise" in out
     assert "Best: CPU int8" in out
 
@@ -76,7 +76,7 @@ def test_probe_as_json(model: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     found = json.loads(capsys.readouterr().out)
     assert found["chosen"]["provider"] == "CPUExecutionProvider"
     assert found["evidence"] == "strong"
-    assert command("probe", model, "--json", "--provider", "cuda") == 1
+    assert command("probe", model, "--json", "--provider", "Qnn") == 1
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_probe_as_json(model: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         (("probe", "{tmp}/labels.txt"), "labels.txt is not an ONNX file"),
         ((*RUN, "{tmp}/none.mp4"), "none.mp4 is not there"),
         ((*RUN, "{tmp}/v", "--labels", "{tmp}/none"), "labels file"),
-        ((*RUN, "{tmp}/v", "--provider", "cuda"), "not in this build"),
+        ((*RUN, "{tmp}/v", "--provider", "Qnn"), "not in this build"),
         ((*RUN, "0", "--task", "vad"), "does not run the task 'vad'"),
     ],
 )

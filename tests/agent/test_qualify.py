@@ -114,8 +114,8 @@ def test_what_cannot_run_is_a_verdict_with_a_reason(bundle: Bundle, tmp_path: Pa
     _, done = outcome_of(order(tight, tmp_path))
     assert done.verdict.chosen is None
     assert "the manifest allows" in done.verdict.reason
-    _, done = outcome_of(order(bundle, tmp_path, providers=("CUDA",)))
-    assert done.verdict.reason == "No plan passed. CUDA is not in this build of ONNX Runtime."
+    _, done = outcome_of(order(bundle, tmp_path, providers=("Qnn",)))
+    assert done.verdict.reason == "No plan passed. Qnn is not in this build of ONNX Runtime."
     contract = bundle.manifest.contract.model_copy(update={"task": "segmentation"})
     _, done = outcome_of(order(bundle.with_manifest(contract=contract), tmp_path))
     assert "does not run the task 'segmentation'" in done.verdict.reason

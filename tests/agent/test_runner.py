@@ -144,9 +144,9 @@ def test_models_change_under_a_playing_video(runner: Child, bundle: Bundle, tmp_
     assert served.gap_ms < 1000
     (closed,) = runner.all(WindowClosed)
     assert [m.variant for m in closed.measures] == ["int8"]
-    runner.send(serve(bundle, 3, "fp32", provider="CUDA"))
+    runner.send(serve(bundle, 3, "fp32", provider="Qnn"))
     failed = runner.until(ServeFailed)
-    assert failed == ServeFailed(id=3, reason="CUDA is not in this build of ONNX Runtime.")
+    assert failed == ServeFailed(id=3, reason="Qnn is not in this build of ONNX Runtime.")
     runner.until(ResultSeen)
 
 

@@ -155,12 +155,12 @@ def test_a_model_that_cannot_be_prepared_changes_nothing(bundle: Bundle, tmp_pat
     with Running(looped) as running:
         running.pipeline.serve(1, recipe(bundle))
         running.until(Saw)
-        running.pipeline.serve(2, recipe(bundle, provider="CUDAExecutionProvider"))
+        running.pipeline.serve(2, recipe(bundle, provider="QnnExecutionProvider"))
         (failed,) = running.until(NotServed)
         seen = len(running.all(Saw))
         running.until(Saw, seen + 5)
     assert failed.id == 2
-    assert failed.reason == "CUDA is not in this build of ONNX Runtime."
+    assert failed.reason == "Qnn is not in this build of ONNX Runtime."
     assert [s.id for s in running.all(Served)] == [1]
 
 
@@ -249,7 +249,7 @@ def test_what_this_release_cannot_run_is_rejected(bundle: Bundle) -> None:
         with pytest.raises(Rejected, match=says):
             check_supported(wrong)
     with pytest.raises(NotLoaded):
-        Engine(recipe(bundle, provider="TensorrtExecutionProvider"))
+        Engine(recipe(bundle, provider="QnnExecutionProvider"))
 
 
 @pytest.fixture
