@@ -19,6 +19,7 @@ from edgeward_wire.contract import Contract, ImageSpec, InputPort
 from edgeward_wire.errors import Rejected
 
 Tensor = npt.NDArray[Any]
+MAX_RESIZED_PIXELS = 1 << 26
 _DTYPES = {"float32": np.float32, "float16": np.float16, "uint8": np.uint8}
 
 
@@ -102,6 +103,8 @@ class Preprocess:
             raise Rejected(f"A frame has the shape {shape}, not (height, width, 3).")
         spec = self.spec
         place = geometry(spec, shape[1], shape[0])
+        if place.width * place.height > MAX_RESIZED_PIXELS:
+            raise Rejected(f"A frame of {shape[1]} x {shape[0]} is too narrow to be resized for this model.")
         if spec.resize == "letterbox":
             self._target = np.full((spec.height, spec.width, 3), spec.pad, np.uint8)
             self._resized = self._target[

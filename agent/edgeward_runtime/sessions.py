@@ -46,6 +46,7 @@ _DTYPES: dict[str, DType] = {
 }
 # ONNX Runtime's exceptions share no base but Exception; which of them exist depends on its version.
 _FAULTS: tuple[type[Exception], ...] = (
+    MemoryError,
     RuntimeError,
     ValueError,
     *(kind for kind in vars(_state).values() if isinstance(kind, type) and issubclass(kind, Exception)),

@@ -128,6 +128,9 @@ def test_what_is_not_a_picture_is_rejected() -> None:
         Preprocess(port("int64", width=8, height=8))
     with pytest.raises(Rejected, match="shape"):
         Preprocess(port(width=8, height=8))(np.zeros((4, 4), np.uint8))
+    cropped = port(width=224, height=224, resize="shorter_side", resize_to=256, crop="center")
+    with pytest.raises(Rejected, match="too narrow"):
+        Preprocess(cropped)(np.zeros((1, 16384, 3), np.uint8))
 
 
 @given(
