@@ -64,6 +64,14 @@ def test_the_accelerators_come_first_and_are_marked() -> None:
     assert [unverified(p) for p in found] == [p.provider != CPU for p in found]
 
 
+def test_openvino_has_the_whole_budget_and_says_so() -> None:
+    machine = Machine("x86_64", frozenset({"avx512_vnni"}), (OPENVINO, CPU))
+    first, *_ = found = candidates({"int8": INT8}, machine, threads=4)
+    assert titles(found) == ["OpenVINO int8 x4", "CPU int8 x4", "CPU int8 x1"]
+    assert first.options == {"device_type": "CPU", "num_of_threads": "4"}
+    assert not unverified(first)
+
+
 def test_an_engine_is_cached_under_the_digest_of_its_weights() -> None:
     twin = VariantFacts("int8", "another")
     first, second = (
