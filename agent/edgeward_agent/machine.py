@@ -230,6 +230,8 @@ class Machine:
         except Unavailable as error:
             log.error("%s", error)
         for pipeline in self._pipelines.values():
+            pipeline.running.hang_up()  # all at once, so that waiting for them is waiting for the slowest
+        for pipeline in self._pipelines.values():
             pipeline.running.end()
         self._stopping = True
         while not self._inbox.empty():  # the runners' last windows

@@ -146,9 +146,14 @@ class Running:
         if self._life is not None and self._life.ready:
             self._life.child.send(self._configure())
 
-    def end(self) -> None:
-        """The daemon stops: let it hand over its last windows, and wait for it."""
+    def hang_up(self) -> None:
+        """The daemon stops: let the runner hand over its last windows."""
         self.target, self._again_at = None, None
+        if self._life is not None:
+            self._life.child.hang_up()
+
+    def end(self) -> None:
+        """Wait for it, or end it."""
         if self._life is not None:
             self._life.child.end(self._patience.end_s)
 

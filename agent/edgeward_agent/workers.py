@@ -132,10 +132,14 @@ class Child(Generic[M]):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
-    def end(self, grace_s: float) -> None:
-        """Close the conversation, wait for it to go, kill it if it does not; waits for `on_exit`."""
+    def hang_up(self) -> None:
+        """Close our side of the conversation: it should say its last words and go."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
+
+    def end(self, grace_s: float) -> None:
+        """Hang up, wait for it to go, kill it if it does not; waits for `on_exit`."""
+        self.hang_up()
         self._thread.join(grace_s)
         if self._thread.is_alive():
             self.kill(f"It did not end within {grace_s:g} s.")
