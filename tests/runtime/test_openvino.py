@@ -10,6 +10,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,7 @@ def agent(*words: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("make", [int8_classifier, classifier])
-def test_all_nodes_run_on_it_and_give_the_exact_answer(make, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_all_nodes_run_on_it_and_give_the_exact_answer(make: Callable[[Path], Path], tmp_path: Path) -> None:
     path = make(tmp_path / "m.onnx")
     session = open_session(path, PLAN, placement=True)
     noise = {"image": np.random.default_rng(0).random((1, 3, 32, 32), np.float32)}
