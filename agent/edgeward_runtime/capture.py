@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 
 from edgeward_runtime.backoff import Backoff
-from edgeward_runtime.images import U8
-from edgeward_runtime.slots import SPARE_BUFFERS, Frame, Slots
+from edgeward_runtime.slots import Buffers, Frame, Slots
 from edgeward_runtime.sources import open_source
 from edgeward_runtime.sources.base import Source
 from edgeward_runtime.sources.options import SourceOptions
@@ -46,7 +44,7 @@ class Capture(threading.Thread):
         self._on_change, self._on_crash = on_change, on_crash
         self._backoff = backoff or Backoff()
         self._stopping = threading.Event()
-        self._spare: deque[U8] = deque(maxlen=SPARE_BUFFERS)
+        self._buffers = Buffers()
         self._reading_since = 0.0
         self._up: bool | None = None
         self._detail = ""
@@ -125,7 +123,7 @@ class Capture(threading.Thread):
         """The frame that was grabbed; None for a picture that is none, among others that may be."""
         captured = time.monotonic()
         try:
-            image = source.retrieve(self._spare.pop() if self._spare else None)
+            image = source.retrieve(self._buffers.take())
         except Rejected:
             return None
         decoded = time.monotonic()
@@ -135,7 +133,7 @@ class Capture(threading.Thread):
             captured_at=captured,
             capture_ms=(captured - started) * 1e3,
             decode_ms=(decoded - captured) * 1e3,
-            spare=self._spare,
+            buffers=self._buffers,
         )
 
     def _report(self, up: bool, detail: str) -> None:

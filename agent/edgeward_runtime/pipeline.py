@@ -247,6 +247,7 @@ class _Worker(threading.Thread):
                 try:
                     self._look(engine, frame)
                 except EdgewardError as error:
+                    frame.release()
                     self._failed(frame.source, error)
                 self.busy_since = 0.0
         finally:

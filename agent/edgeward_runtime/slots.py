@@ -8,16 +8,43 @@ back when the slots close.
 
 from __future__ import annotations
 
+import contextlib
+import queue
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from edgeward_runtime.images import U8
 from edgeward_runtime.sources.options import SlotPolicy
 
-SPARE_BUFFERS = 1
-"""Picture memory that waits to be used again; a 1080p frame is 6 MB."""
+BUFFERS = 2
+"""Pictures of one source in memory: one that is read, one on its way. At 1080p each has 6 MB."""
+_RELEASE_WAIT_S = 0.05
+
+
+class Buffers:
+    """The memory of one source's pictures, used again and again: new memory for each costs a millisecond."""
+
+    def __init__(self) -> None:
+        self._free: queue.SimpleQueue[U8] = queue.SimpleQueue()
+        self._made = 0
+
+    def take(self) -> U8 | None:
+        """Memory that is free, soon at the latest; None: make some. Only for the capture thread."""
+        with contextlib.suppress(queue.Empty):
+            return self._free.get_nowait()
+        if self._made < BUFFERS:
+            self._made += 1
+            return None
+        # Preparation reads a picture for a millisecond or two; who takes longer has lost it.
+        with contextlib.suppress(queue.Empty):
+            return self._free.get(timeout=_RELEASE_WAIT_S)
+        return None
+
+    def give(self, image: U8) -> None:
+        """From any thread."""
+        if self._free.qsize() < BUFFERS:
+            self._free.put(image)
 
 
 @dataclass
@@ -29,11 +56,13 @@ class Frame:
     captured_at: float
     capture_ms: float
     decode_ms: float
-    spare: deque[U8] = field(default_factory=lambda: deque(maxlen=SPARE_BUFFERS), repr=False)
+    buffers: Buffers | None = field(default=None, repr=False)
 
     def release(self) -> None:
         """Give the picture's memory back for the next one: it must not be read any more."""
-        self.spare.append(self.image)
+        if self.buffers is not None:
+            self.buffers.give(self.image)
+            self.buffers = None
 
 
 class Slots:

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from edgeward_runtime.slots import Frame, Slots
+from edgeward_runtime.slots import BUFFERS, Buffers, Frame, Slots
 
 
 def frame(source: int = 0, mark: int = 0) -> Frame:
@@ -21,13 +21,14 @@ def marks(slots: Slots, count: int) -> list[int]:
 
 def test_latest_keeps_the_newest_and_counts_the_rest() -> None:
     slots = Slots(["latest"])
-    replaced = frame(mark=1)
+    buffers, replaced = Buffers(), frame(mark=1)
+    replaced.buffers = buffers
     for one in (replaced, frame(mark=2), frame(mark=3)):
         assert slots.put(one)
     assert marks(slots, 1) == [3]
     assert slots.take_dropped() == [2]
     assert slots.take_dropped() == [0]
-    assert len(replaced.spare) == 1, "its memory goes back to the capture"
+    assert buffers.take() is replaced.image, "its memory goes back to the capture"
 
 
 def test_every_loses_nothing_and_waits() -> None:
@@ -85,3 +86,19 @@ def test_who_waits_for_room_is_let_go() -> None:
     assert got == [False]
     assert slots.put(frame()) is False
     assert slots.take(lambda: False) is None
+
+
+def test_memory_goes_round() -> None:
+    buffers = Buffers()
+    assert [buffers.take() for _ in range(BUFFERS)] == [None] * BUFFERS, "nothing is there to be used again"
+    images = [np.zeros((1, 1, 3), np.uint8) for _ in range(3)]
+    for image in images:
+        buffers.give(image)
+    assert [buffers.take() is image for image in images[:BUFFERS]] == [True] * BUFFERS
+    assert buffers.take() is None, "what never comes back is replaced in the end"
+    one = frame()
+    one.buffers = buffers
+    one.release()
+    one.release()
+    assert buffers.take() is one.image
+    assert buffers.take() is None, "given back once"
