@@ -77,6 +77,8 @@ def _compose(config: Config, identity: Identity, state: Path) -> Lifetime:
         clock_trusted=lambda: time.time() >= max(floors.last_authenticated_time, identity.issued_at),
     )
     supply = Supply(BlobStore(state / "blobs"), Http.of(identity, stop=stop), identity.token)
+    if (fault := this_machine().runtime_fault) is not None:  # it goes on: who sees it can mend it
+        reporter.fault("runtime", str(fault))
     machine = Machine(
         config=config,
         state=state,

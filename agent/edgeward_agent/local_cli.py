@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeward_agent.sysinfo import this_machine
 from edgeward_wire.errors import EdgewardError, Rejected
 from edgeward_wire.histogram import Recorder
 from edgeward_wire.manifest import ModelRef
@@ -91,6 +92,8 @@ def _positive(text: str) -> int:
 def _guarded(handler: Any, arguments: argparse.Namespace) -> int:
     """What goes wrong in two lines on stderr, and the exit code."""
     try:
+        if (fault := this_machine().runtime_fault) is not None:
+            raise fault
         code: int = handler(arguments)
         return code
     except EdgewardError as error:

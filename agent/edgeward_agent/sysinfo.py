@@ -15,8 +15,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import distributions
+from importlib.util import find_spec
 from pathlib import Path
 
+from edgeward_wire.errors import Rejected
 from edgeward_wire.identifiers import Sha256
 
 _MAX_READ = 64 << 10
@@ -48,6 +50,7 @@ _PROVIDERS: Mapping[str, tuple[str, ...]] = {
     "onnxruntime-gpu": ("Tensorrt", "CUDA", "CPU"),
     "onnxruntime-openvino": ("OpenVINO", "CPU"),
 }
+_NEEDED = ("numpy", "cv2", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,23 @@ class Machine:
         """Which providers may work, by the installed build of ONNX Runtime. Short names."""
         found = [p for build, names in _PROVIDERS.items() if build in self.runtime for p in names]
         return tuple(dict.fromkeys(found)) or ("CPU",)
+
+    @property
+    def runtime_fault(self) -> Rejected | None:
+        """Why no model can run here, or only by luck; None when all is well. Imports nothing."""
+        builds = [build for build in _PROVIDERS if build in self.runtime]
+        if len(builds) > 1:
+            return Rejected(
+                f"{' and '.join(builds)} are installed together: they overwrite each other's files.",
+                "Uninstall all of them, then install one of edgeward[cpu], [gpu] and [openvino] anew.",
+            )
+        missing = [name for name in _NEEDED if find_spec(name) is None]
+        if missing:
+            return Rejected(
+                f"No model can run in this environment: {', '.join(missing)} cannot be imported.",
+                "Install one of edgeward[cpu], [gpu] and [openvino]; on a Jetson see docs/operations.md.",
+            )
+        return None
 
     @property
     def runtime_fingerprint(self) -> Sha256:

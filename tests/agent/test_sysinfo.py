@@ -72,3 +72,11 @@ def test_only_what_may_be_used_is_fetched() -> None:
     model = manifest(targets=TargetHints(arch=("x86_64",)))
     assert [ref.name for ref in needed_blobs(model, HERE)] == ["labels.txt"]
     assert {ref.name for ref in needed_blobs(manifest(), HERE)} == {"labels.txt", "model.onnx", "golden.npz"}
+
+
+def test_builds_that_exclude_one_another_are_named() -> None:
+    both = replace(this_machine(), runtime={"onnxruntime": "1.32.0", "onnxruntime-gpu": "1.32.0"})
+    fault = both.runtime_fault
+    assert fault is not None
+    assert "onnxruntime and onnxruntime-gpu" in fault.what
+    assert replace(both, runtime={"onnxruntime": "1.32.0"}).runtime_fault is None
