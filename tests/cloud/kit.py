@@ -16,6 +16,7 @@ from typing import Any
 
 from tuf.api.metadata import Metadata, TargetFile, Targets
 from tuf.ngclient import Updater
+from tuf.ngclient.urllib3_fetcher import Urllib3Fetcher
 
 from edgeward_cloud.ceremony import Wishes, create_cloud
 from edgeward_cloud.keys import load_signer
@@ -150,6 +151,7 @@ class Client:
             f"{self._url}/metadata/",
             target_dir=str(self._directory / "targets"),
             target_base_url=f"{self._url}/targets/",
+            fetcher=Urllib3Fetcher(),  # named: the agent, in the same process, takes the default away
             bootstrap=self._root,
         )
         if reference_time is not None:
