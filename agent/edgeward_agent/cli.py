@@ -114,6 +114,9 @@ def _enroll(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from edgeward_agent.sysinfo import save_memory
+
+    save_memory()  # before the imports below fill the memory
     from edgeward_agent.daemon import run_daemon
 
     return run_daemon(args.config, args.state)
