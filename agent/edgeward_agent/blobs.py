@@ -55,11 +55,14 @@ class BlobStore:
             return False
 
     def verify(self, ref: BlobRef) -> bool:
-        """Hash the blob again; a wrong one is removed and False comes back."""
+        """Hash the blob again; a wrong or unreadable one is removed and False comes back."""
         if not self.has(ref):
             return False
-        with self.path(ref.sha256).open("rb") as file:
-            right = _hash_of(file).hexdigest() == ref.sha256
+        try:
+            with self.path(ref.sha256).open("rb") as file:
+                right = _hash_of(file).hexdigest() == ref.sha256
+        except OSError:  # a bad sector
+            right = False
         if not right:
             self.path(ref.sha256).unlink()
         return right

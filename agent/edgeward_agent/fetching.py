@@ -26,6 +26,8 @@ SPARE_BYTES = 64 << 20
 FRUITLESS = 40
 """Tries in a row that brought nothing; with the backoff's cap that is more than an hour."""
 FRUITLESS_ON_A_FULL_DISK = 3
+LOSSES = 3
+"""Blobs fetched and then not there, in a row: a disk that does not keep them."""
 
 Fault = Rejected | Unavailable | None
 
@@ -44,6 +46,7 @@ class Fetching:
         self._backoff = Backoff(2.0, 300.0)
         self._again_at: float | None = None
         self._fetched = 0
+        self._lost = 0
         self.progress = 0.0
         self.detail = ""
 
@@ -57,7 +60,8 @@ class Fetching:
     def verify(self, refs: tuple[BlobRef, ...]) -> None:
         """Hash once more what is about to be loaded: disks lie. `Verified`, `Missing` or `Failed` follows."""
         self.stop()
-        self._refs = refs
+        if refs != self._refs:
+            self._refs, self._lost = refs, 0
         self._ticket = self._submit(self._verified, rehash=True)
 
     def repair(self, refs: tuple[BlobRef, ...], done: Callable[[Fault], None]) -> None:
@@ -71,6 +75,10 @@ class Fetching:
                 done(fault)
 
         self._repair = self._submit(told, refs=refs)
+
+    def suspect(self, refs: tuple[BlobRef, ...]) -> None:
+        """Hash these again; what a disk has hurt is removed, so that the next try to serve mends it."""
+        self._supply.submit(Ticket(refs, lambda _fault: None, rehash=True))
 
     def stop(self) -> None:
         """Forget the candidate's blobs; what came so far is kept on disk."""
@@ -152,9 +160,12 @@ class Fetching:
         if self._ticket is not ticket:
             return
         self._ticket = None
+        self._lost = self._lost + 1 if fault is not None else 0
         free = self._free()
-        if fault is not None:
+        if fault is not None and self._lost < LOSSES:
             self._emit(states.Missing())
+        elif fault is not None:
+            self._emit(states.Failed(f"{fault} The disk loses what is written to it."))
         elif free < SPARE_BYTES:
             needed = f"{SPARE_BYTES / 1e6:.0f} MB are needed to try it"
             self._emit(states.Failed(f"disk full: {free / 1e6:.0f} MB are free; {needed}."))

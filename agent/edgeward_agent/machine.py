@@ -27,7 +27,7 @@ from edgeward_agent.journal import Journal, Saved
 from edgeward_agent.lifetime import Pulse
 from edgeward_agent.qualifying import Qualifying
 from edgeward_agent.reporting import Reporter
-from edgeward_agent.running import Hooks, Patience, Running
+from edgeward_agent.running import Hooks, Patience, Running, served_blobs
 from edgeward_agent.states import Deployment, Event, Facts, Op, Record, Want
 from edgeward_agent.supply import Supply
 from edgeward_agent.sysinfo import Machine as Hardware
@@ -457,6 +457,8 @@ class Machine:
         fault = running.fault
         if running.pid is not None and running.serving is None:
             running.drop("It could not load the model.")
+            if record.committed is not None:  # it could once, so its blobs are suspect
+                pipeline.fetching.suspect(served_blobs(record.committed))
         if record.state == "rolling_back":
             if record.committed is None:
                 self._serve_committed(pipeline)
@@ -563,8 +565,15 @@ class Machine:
             serving=self._serving(pipeline),
             update=update,
             sources=dict(running.sources),
-            fault=running.fault,
+            fault=running.fault or self._unconfigured(pipeline),
         )
+
+    def _unconfigured(self, pipeline: _Pipeline) -> str:
+        """Why a committed model is not served although nothing failed."""
+        committed = pipeline.record.committed
+        if committed is None or pipeline.name in self._config.pipelines:
+            return ""
+        return f"{committed.title} is not served: agent.toml has no pipeline {pipeline.name}."
 
     @staticmethod
     def _live(pipeline: _Pipeline, update: Update) -> Update:

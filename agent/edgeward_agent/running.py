@@ -231,7 +231,7 @@ class Running:
             case messages.ServeFailed():
                 if message.id == self._serve_id:
                     life.asked_at = None
-                    self._hooks.emit(ServeFailed(f"The runner could not load it: {message.reason}"))
+                    self._could_not_load(message.reason)
             case messages.Heartbeat():
                 if message.stalled_s > self._patience.stall_s:
                     life.child.kill(f"It was stuck in one inference for {message.stalled_s:.0f} s.")
@@ -253,6 +253,13 @@ class Running:
         self.fault = ""
         self._hooks.emit(Served({"gap_ms": message.gap_ms}))
 
+    def _could_not_load(self, why: str) -> None:
+        reason = f"The runner could not load it: {why}"
+        if self.serving is None and self.target is not None:
+            self.fault = f"{self.target.title} does not load: {why}"[:2000]
+            log.error("%s: %s", self._pipeline, self.fault)
+        self._hooks.emit(ServeFailed(reason))
+
     def _exited(self, generation: int, ended: Exit) -> None:
         life = self._life
         if life is None or life.generation != generation:
@@ -267,11 +274,7 @@ class Running:
     # --- details
 
     def _missing(self, deployment: Deployment) -> tuple[BlobRef, ...]:
-        manifest = deployment.contents
-        plan = deployment.verdict.chosen if deployment.verdict else None
-        variant = manifest.variants.get(plan.variant) if plan else None
-        needed = [ref for ref in (variant.model if variant else None, manifest.labels) if ref]
-        return tuple(ref for ref in needed if not (self._blobs / ref.sha256).is_file())
+        return tuple(ref for ref in served_blobs(deployment) if not (self._blobs / ref.sha256).is_file())
 
     def _source(self, name: str, report: SourceReport) -> None:
         if self.sources.get(name) != report:
@@ -281,6 +284,14 @@ class Running:
     def _sources_down(self, detail: str) -> None:
         for name in self.sources:
             self.sources[name] = SourceReport(up=False, detail=detail)
+
+
+def served_blobs(deployment: Deployment) -> tuple[BlobRef, ...]:
+    """What the runner reads to serve it."""
+    manifest = deployment.contents
+    plan = deployment.verdict.chosen if deployment.verdict else None
+    variant = manifest.variants.get(plan.variant) if plan else None
+    return tuple(ref for ref in (variant.model if variant else None, manifest.labels) if ref)
 
 
 def _same(a: Deployment, b: Deployment | None) -> bool:

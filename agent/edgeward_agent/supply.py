@@ -94,6 +94,8 @@ class Supply:
                 self._fetch(job, pulse)
         except (Rejected, Unavailable) as error:
             fault = error
+        except OSError as error:  # looking at what is here: fetching words its own
+            fault = Unavailable(f"The disk of the blobs fails: {error.strerror}.", "Check that disk.")
         if not job.stop.is_set():
             job.done(fault)
 
@@ -114,12 +116,15 @@ class Supply:
             progress(0, 0, before)
 
     def _rehash(self, job: Ticket, pulse: Pulse) -> None:
-        for ref in job.refs:
+        bad: BlobRef | None = None
+        for ref in job.refs:  # all of them, so that all that is wrong is removed
             if job.stop.is_set():
                 return
             pulse.beat()
             if not self._store.verify(ref):
-                raise Unavailable(f"Blob {ref.sha256[:12]} is gone or damaged.")
+                bad = bad or ref
+        if bad is not None:
+            raise Unavailable(f"Blob {bad.sha256[:12]} is gone or damaged.")
 
     def _prune(self, job: _Prune) -> None:
         try:

@@ -475,6 +475,47 @@ def test_a_lost_blob_of_the_committed_model_is_fetched_again(device: Device) -> 
     device.serves(ONE)
 
 
+def test_a_damaged_blob_of_the_committed_model_is_found_and_fetched_again(device: Device) -> None:
+    model = manifest("1", annotations={"serve": "whole"})
+    device.deploy(model)
+    device.stop()
+    path = device.state / "blobs" / model.variants["int8"].model.sha256
+    path.write_bytes(b"\0" * path.stat().st_size)
+    device.start()
+    device.until(lambda main: "does not load: Protobuf" in main.fault)
+    device.until(lambda main: "missing" in main.fault)
+    put(device.state, model)
+    device.until(lambda main: not main.fault)
+    device.serves(model)
+
+
+def test_a_disk_that_loses_blobs_ends_the_update_with_that_reason(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(_store: BlobStore, _ref: object) -> bool:
+        return False  # a disk that gives other bytes than it was given; a test has none
+
+    device.deploy(ONE)
+    monkeypatch.setattr(BlobStore, "verify", lost)
+    update = device.deploy(TWO)
+    assert update.result == "failed_no_change"
+    assert "The disk loses what is written to it" in update.reason
+    device.serves(ONE)
+
+
+def test_a_committed_model_whose_pipeline_left_agent_toml_says_so(device: Device) -> None:
+    device.deploy(ONE)
+    device.stop()
+    pipelines, device.config = device.config.pipelines, device.config.model_copy(update={"pipelines": {}})
+    device.start()
+    device.until(lambda main: "agent.toml has no pipeline main" in main.fault)
+    device.stop()
+    device.config = device.config.model_copy(update={"pipelines": pipelines})
+    device.start()
+    device.until(lambda main: not main.fault)
+    device.serves(ONE)
+
+
 def test_a_full_disk_fails_the_update_and_the_old_model_goes_on(
     device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,6 +50,25 @@ def test_rehashing_finds_what_a_disk_has_lost(supply: Supply, tmp_path: Path) ->
     assert not (tmp_path / here.sha256).exists(), "so that it is fetched again"
 
 
+def test_rehashing_removes_all_that_is_wrong_at_once(supply: Supply, tmp_path: Path) -> None:
+    one, two = blob(b"one", tmp_path), blob(b"two", tmp_path)
+    (tmp_path / one.sha256).write_bytes(b"0ne")
+    (tmp_path / two.sha256).unlink()
+    (tmp_path / two.sha256).mkdir()  # looked at, it gives an OSError, as a bad sector does
+    assert isinstance(outcome(supply, one, two, rehash=True), Unavailable)
+    assert not (tmp_path / one.sha256).exists()
+
+
+def test_a_disk_that_fails_is_an_answer_and_the_thread_goes_on(supply: Supply, tmp_path: Path) -> None:
+    here = blob(b"one", tmp_path)
+    loop = here.model_copy(update={"sha256": "f" * 64})
+    (tmp_path / loop.sha256).symlink_to(tmp_path / loop.sha256)
+    fault = outcome(supply, loop, rehash=True)
+    assert isinstance(fault, Unavailable)
+    assert "disk" in str(fault)
+    assert outcome(supply, here) is None
+
+
 def test_pruning_keeps_what_it_is_told(supply: Supply, tmp_path: Path) -> None:
     keep, drop = blob(b"keep", tmp_path), blob(b"drop", tmp_path)
     supply.prune({keep.sha256})

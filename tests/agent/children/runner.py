@@ -1,14 +1,17 @@
 """A real runner process without a model: it does what the manifest's annotations say.
 
-`serve`: ok (default), fail, crash, hang. `live`: ok (default), crash, errors, stall, slow, mute.
+`serve`: ok (default), whole (as its file is), fail, crash, hang.
+`live`: ok (default), crash, errors, stall, slow, mute.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 from talk import Talk
 
@@ -54,6 +57,8 @@ class Runner:
         match message.manifest.annotations.get("serve", "ok"):
             case "fail":
                 self.talk.say(messages.ServeFailed(id=message.id, reason="it is not loadable"))
+            case "whole" if not self.whole(message):
+                self.talk.say(messages.ServeFailed(id=message.id, reason="Protobuf parsing failed."))
             case "crash":
                 print("about to crash", file=sys.stderr, flush=True)
                 os.kill(os.getpid(), signal.SIGSEGV)
@@ -62,6 +67,11 @@ class Runner:
             case _:
                 self.serving = message
                 self.talk.say(messages.ServingNow(id=message.id, gap_ms=1.5))
+
+    def whole(self, message: messages.Serve) -> bool:
+        """Whether the model's file is what it should be, as a parser would notice."""
+        sha256 = message.manifest.variants[message.plan.variant].model.sha256
+        return hashlib.sha256((Path(message.blobs) / sha256).read_bytes()).hexdigest() == sha256
 
     def beat(self) -> None:
         live = self.serving.manifest.annotations.get("live", "ok") if self.serving else "ok"
