@@ -351,6 +351,22 @@ async def test_a_deploy_signs_and_tells_every_accepted_device(the: Api) -> None:
     assert made == api.Rollout.model_validate(await the.call("GET", f"/v1/rollouts/{made.id}"))
 
 
+async def test_a_device_that_cannot_follow_the_registry_says_why_its_rollout_waits(the: Api) -> None:
+    await the.enrol("d1", "d2")
+    made = api.Rollout.model_validate(await the.deploy(the.release("1")))
+    why = "The metadata cache cannot be written: no space."
+    reported = Reported(device="d1", boot_id=BOOT, time=2.0, registry=why)
+    async with the.services.store.write() as session:
+        fields = {"reported": reported.model_dump(mode="json"), "online": True}
+        await devices.change(session, "d1", fields)
+    now = api.Rollout.model_validate(await the.call("GET", f"/v1/rollouts/{made.id}"))
+    assert [(t.device, t.state, t.reason) for t in now.targets] == [
+        ("d1", "pending", why),
+        ("d2", "pending", ""),
+    ]
+    assert [api.Rollout.model_validate(r) for r in await the.call("GET", "/v1/rollouts")] == [now]
+
+
 async def test_a_deploy_that_cannot_be_is_refused_and_changes_nothing(the: Api) -> None:
     ref = the.release("1")
     assert "no fleet" in (await the.problem("POST", "/v1/rollouts", 404, json=_body(ref)))["detail"]

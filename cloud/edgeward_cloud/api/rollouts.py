@@ -42,8 +42,10 @@ async def listed(
         if fleet is not None:
             await require_fleet(session, fleet)
         found = await rollouts.newest(session, limit, fleet)
-        online = await devices.online(session, {t.device for r in found for t in r.targets})
-    return [rollout_view(r, online) for r in found]
+        concerned = {t.device for r in found for t in r.targets}
+        online = await devices.online(session, concerned)
+        blocked = await devices.registry_faults(session, concerned)
+    return [rollout_view(r, online, blocked) for r in found]
 
 
 @router.get("/rollouts/{rollout}")
@@ -58,5 +60,7 @@ async def one(the: TheCloud, rollout: str, _: Operator) -> api.Rollout:
 
 async def _view(the: Cloud, rollout: Rollout) -> api.Rollout:
     async with the.parts.store.read() as session:
-        online = await devices.online(session, {t.device for t in rollout.targets})
-    return rollout_view(rollout, online)
+        concerned = {t.device for t in rollout.targets}
+        online = await devices.online(session, concerned)
+        blocked = await devices.registry_faults(session, concerned)
+    return rollout_view(rollout, online, blocked)

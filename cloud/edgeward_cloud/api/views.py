@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar, cast
 
 from pydantic import ValidationError
 
-from edgeward_cloud.rollout import Rollout
+from edgeward_cloud.rollout import Rollout, Target
 from edgeward_cloud.store.models import DeviceRow
 from edgeward_wire import api
 from edgeward_wire.document import Document, faults
@@ -36,15 +36,18 @@ def device_view(row: DeviceRow, results: tuple[ResultMessage, ...]) -> api.Devic
     )
 
 
-def rollout_view(rollout: Rollout, online: Collection[str]) -> api.Rollout:
-    """A rollout as operators see it. One for a single device names no fleet."""
+def rollout_view(rollout: Rollout, online: Collection[str], blocked: Mapping[str, str]) -> api.Rollout:
+    """A rollout as operators see it. One for a single device names no fleet.
+
+    `blocked`: why a device cannot follow the registry; the reason of one that has not taken the rollout up.
+    """
     targets = (
         api.TargetProgress(
             device=t.device,
             online=t.device in online,
             state=t.state,
             result=t.result,
-            reason=t.reason,
+            reason=t.reason or (blocked.get(t.device, "") if _waits(t) else ""),
             progress=t.progress,
             detail=t.detail,
             numbers=dict(t.numbers),
@@ -65,6 +68,10 @@ def rollout_view(rollout: Rollout, online: Collection[str]) -> api.Rollout:
         probation_s=rollout.probation_s,
         targets=tuple(targets),
     )
+
+
+def _waits(target: Target) -> bool:
+    return target.result is None and target.state == "pending"
 
 
 def document(kind: type[D], stored: dict[str, Any] | None) -> D | None:

@@ -55,6 +55,13 @@ async def online(session: AsyncSession, devices: Collection[str]) -> set[str]:
     return set((await session.scalars(query)).all())
 
 
+async def registry_faults(session: AsyncSession, devices: Collection[str]) -> dict[str, str]:
+    """Why those of the devices that are online cannot follow the registry now; absent where they can."""
+    fault = DeviceRow.reported["registry"].as_string()
+    query = select(DeviceRow.id, fault).where(DeviceRow.id.in_(devices), DeviceRow.online, fault != "")
+    return {device: str(why) for device, why in (await session.execute(query)).all()}
+
+
 async def all_offline(session: AsyncSession) -> None:
     """Nobody is known to be online: the broker has lost its memory, and devices will say so anew."""
     await session.execute(update(DeviceRow).values(online=False))
