@@ -25,6 +25,7 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
 MAX_CONFIG_BYTES = 256 << 10
+_STEP = "Correct the file and start again."
 EXAMPLE = """\
 [[pipelines.main.sources]]
 name = "cam"
@@ -118,13 +119,13 @@ def load_config(path: Path) -> Config:
     try:
         data = tomllib.loads(raw.decode())
     except UnicodeDecodeError as error:
-        raise Rejected(f"{path} is not UTF-8 text.") from error
+        raise Rejected(f"{path} is not UTF-8 text.", _STEP) from error
     except tomllib.TOMLDecodeError as error:
-        raise Rejected(f"{path} is not valid TOML: {error}.") from error
+        raise Rejected(f"{path} is not valid TOML: {error}.", _STEP) from error
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
-        raise Rejected(f"{path}: {_explain(error)}.", "Correct the file and start again.") from error
+        raise Rejected(f"{path}: {_explain(error)}.", _STEP) from error
     return _anchored(config, path.parent.absolute())
 
 

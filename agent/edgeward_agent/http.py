@@ -81,10 +81,20 @@ class Body:
 
 
 def anchored(ca_pem: str) -> ssl.SSLContext:
-    """A context that trusts this one CA and nothing else."""
+    """A context that trusts this one CA and nothing else.
+
+    Raises:
+        Rejected: it is no certificate.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_verify_locations(cadata=ca_pem)
+    try:
+        context.load_verify_locations(cadata=ca_pem)
+    except (ssl.SSLError, ValueError) as error:
+        raise Rejected(
+            "The certificate of the server's CA is damaged.",
+            "Run `edgeward-agent enroll` with a string from `agent-ctl enroll-token`.",
+        ) from error
     return context
 
 

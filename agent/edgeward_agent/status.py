@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,8 @@ from edgeward_wire.reported import PipelineReport, Reported
 STATUS_FILE = "status.json"
 LOCK_FILE = "lock"
 MAX_STATUS_BYTES = 4 << 20
+FULL_BYTES = 64 << 10
+"""With less free than this, the daemon may not have been able to write the newest."""
 
 
 class Figures(Open):
@@ -128,13 +131,17 @@ def read_status(state: Path) -> StatusFile:
 
 
 def show_status(state: Path, *, as_json: bool) -> tuple[str, int]:
-    """The text to print and the exit code: 0 when the daemon lives and no pipeline has a fault, else 1."""
+    """The text to print and the exit code: 0 when the daemon lives and nothing is at fault, else 1."""
     status = read_status(state)
     lives = daemon_lives(state)
-    healthy = lives and not any(p.fault for p in status.reported.pipelines.values())
+    full = shutil.disk_usage(state).free < FULL_BYTES
+    healthy = lives and not full and not any(p.fault for p in status.reported.pipelines.values())
     if as_json:
         plain = {"running": lives, **status.model_dump(mode="json", exclude_none=True)}
         return json.dumps(plain, sort_keys=True), 0 if healthy else 1
+    if full:
+        lines = [f"The disk of {state} is full: what follows may be old.", *_lines(status, lives=lives)]
+        return "\n".join(lines), 1
     return "\n".join(_lines(status, lives=lives)), 0 if healthy else 1
 
 

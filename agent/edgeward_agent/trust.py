@@ -67,6 +67,7 @@ _SIGNERS = {
     "targets": "the holder of the targets key must sign it again",
     "models": "an operator must sign it again (`agent-ctl deploy` does)",
 }
+_DISK_STEP = "Free some space there, or check that disk."
 _ONLINE = "the cloud must re-sign it"
 
 
@@ -161,7 +162,7 @@ class Registry:
             self._cache.mkdir(parents=True, exist_ok=True)
             return _Look(self._root, self._cache, self._fetcher, self.trusted_time())
         except OSError as error:
-            raise Unavailable(f"{self._cache} cannot be written: {error.strerror}.") from error
+            raise Unavailable(f"{self._cache} cannot be written: {error.strerror}.", _DISK_STEP) from error
 
     def _judge(self, look: _Look) -> None:
         """Hold all that was verified so far against the floors, and raise them."""
@@ -246,7 +247,7 @@ class Registry:
             try:
                 replace_file(stored, raw)
             except OSError as error:
-                raise Unavailable(f"{stored} cannot be written: {error.strerror}.") from error
+                raise Unavailable(f"{stored} cannot be written: {error.strerror}.", _DISK_STEP) from error
         manifest = parse(Manifest, raw, limit=MAX_MANIFEST_BYTES, name=ref.path)
         if manifest.path != ref.path:
             raise Rejected(f"The manifest at {ref.path} says that it is {manifest.path}.")
@@ -361,7 +362,7 @@ class _Look:
         except exceptions.DownloadHTTPError as error:
             raise Unavailable(f"The registry lacks its metadata: {error}.", "Check the cloud.") from error
         except OSError as error:
-            raise Unavailable(f"The metadata cache cannot be written: {error}.", "Check the disk.") from error
+            raise Unavailable(f"The metadata cache cannot be written: {error}.", _DISK_STEP) from error
 
     def _expired(self, text: str) -> Unavailable:
         found = _EXPIRED.search(text)

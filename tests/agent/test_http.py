@@ -90,6 +90,12 @@ def test_a_stop_ends_a_request_that_waits(server: Server, server_authority: Auth
     http.close()
 
 
+def test_a_damaged_anchor_is_named() -> None:
+    for text in ("junk", ""):
+        with pytest.raises(Rejected, match="server's CA is damaged"):
+            anchored(text)
+
+
 def test_a_server_of_another_ca_is_not_trusted(server: Server) -> None:
     http = Http(server.url, anchored(Authority.make("Someone else").pem), patience=HASTY)
     with pytest.raises(Unavailable, match="does not trust") as caught:
