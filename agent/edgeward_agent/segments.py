@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgeward_agent.files import replace_file, sync_directory
-from edgeward_wire.ack import Stream
+from edgeward_wire.ack import Ack, Stream
 from edgeward_wire.document import parse
 from edgeward_wire.errors import Rejected
 from edgeward_wire.telemetry import MAX_WINDOW_BYTES, Window, coarser, same_series
@@ -206,9 +206,11 @@ def _outgoing(line: bytes) -> Outgoing | None:
     """A line as a message; None when it is damaged."""
     try:
         document = json.loads(line)
-        return Outgoing(str(document["boot_id"]), _SCHEMAS[document["schema"]], int(document["seq"]), line)
-    except (ValueError, KeyError, TypeError):
+        # What the cloud could never name in an acknowledgement would stay, and be sent, for ever.
+        name = Ack(boot_id=document["boot_id"], stream=_SCHEMAS[document["schema"]], seqs=(document["seq"],))
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
+    return Outgoing(name.boot_id, name.stream, name.seqs[0], line)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -92,3 +92,14 @@ def test_a_sent_segment_stays_sent(tmp_path: Path) -> None:
     [again] = disk.recover()
     assert again.sent
     assert not again.growing
+
+
+def test_a_line_that_no_acknowledgement_can_name_is_damaged(tmp_path: Path) -> None:
+    good = window(1, "a").payload
+    strange = good.replace(BOOT.encode(), b"zz")
+    (tmp_path / "0000000001-0000000001.jsonl").write_bytes(good + b"\n" + strange + b"\n")
+    disk = Segments(tmp_path)
+    [segment] = disk.recover()
+    assert disk.load(segment) == 1
+    assert segment.messages
+    assert list(segment.messages) == [(BOOT, "telemetry", 1)]
