@@ -152,7 +152,7 @@ class Client:
         self._send(
             "PUT",
             f"/v1/{blob_path(ref.sha256)}",
-            content=_chunks(file, progress),
+            content=_chunks(file, ref.length, progress),
             headers={"Content-Length": str(ref.length), "Content-Type": "application/octet-stream"},
             timeout=httpx.Timeout(120, connect=10),
         )
@@ -315,8 +315,15 @@ def _read(kind: type[T], raw: bytes, path: str) -> T:
         ) from error
 
 
-def _chunks(file: Path, progress: Callable[[int], None]) -> Iterator[bytes]:
+def _chunks(file: Path, length: int, progress: Callable[[int], None]) -> Iterator[bytes]:
+    """The file's bytes. Raises Rejected when it is no longer as long as it was."""
+    left = length
     with file.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
+            left -= len(chunk)
+            if left < 0:
+                break
             yield chunk
             progress(len(chunk))
+    if left:
+        raise Rejected(f"{file} changed while it was sent.", "Deploy again when nothing writes to it.")

@@ -106,3 +106,17 @@ def test_a_registry_that_was_turned_back_is_refused(
         finally:
             shutil.copytree(newer, metadata, dirs_exist_ok=True)
         assert "models/signed/newest.json" in models.releases()
+
+
+@pytest.mark.parametrize("change", [b"", b"longer than it was"])
+def test_a_file_that_changes_while_it_is_sent_is_named(office: Office, tmp_path: Path, change: bytes) -> None:
+    bundle = make_bundle(BundleRequest(office.model("hasty", 0)), tmp_path / "bundle")
+    assert bundle.manifest.labels
+    labels = bundle.manifest.labels.model_copy(update={"sha256": "e" * 64})
+    path = bundle.blobs[bundle.manifest.labels.sha256]
+    path.write_bytes(path.read_bytes() + change if change else b"")
+    with (
+        Client(load_profile(office.profile())) as client,
+        pytest.raises(Rejected, match="changed while it was sent"),
+    ):
+        client.put_blob(labels, path, lambda _: None)
