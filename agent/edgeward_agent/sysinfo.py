@@ -142,10 +142,12 @@ def available_mb() -> float:
 def save_memory() -> None:
     """Before threads start: one arena for all of them, and what is freed goes back at once.
 
-    glibc otherwise gives each thread an arena and keeps a growing reserve; together 2 MB of the daemon's memory.
+    glibc otherwise gives each thread an arena and keeps a growing reserve: 2 MB of the daemon's memory.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    for option, value in _MALLOC if mallopt is not None else ():
+    if mallopt is None:  # not glibc
+        return
+    for option, value in _MALLOC:
         mallopt(option, value)
 
 
