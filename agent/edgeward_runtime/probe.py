@@ -234,7 +234,8 @@ class _Probe:
         least = parity.gate(variant.cosine, variant.facts.precision, trial.plan.provider)
         if trial.parity >= least:
             return True
-        wrong = "are not finite" if trial.parity <= -1 else f"have cosine {trial.parity:.4f}, below {least}"
+        wrong = f"have cosine {trial.parity:.4f}, below {least}"
+        wrong += ", or are not finite" if trial.parity <= -1 else ""  # -1 stands for both
         trial.fail("wrong_output", f"Against the golden outputs its own {wrong}.")
         return False
 
