@@ -1,7 +1,8 @@
 """What live frames say about a model: probation's gates, and whether a verdict still fits. Decides only.
 
 Invariants: missing data never passes a gate (no frames, no commit, as long as the pipeline has a source);
-time is the monotonic clock; only windows of the model on probation count.
+time is the monotonic clock, and stands still while no source delivers; only windows of the model on
+probation count.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Probation:
         self._deployment = deployment
         self._duration_s = deployment.row.probation_s
         self._began = now - spent_s
+        self._judged = now
         self._flowed = now
         self._first: tuple[int, int] | None = None
         self.frames = 0
@@ -64,7 +66,7 @@ class Probation:
     def detail(self, now: float, sources: Mapping[str, SourceReport]) -> str:
         """One line for people."""
         left = self._duration_s - self.spent_s(now)
-        if left > 0:
+        if left > 0 and (not sources or any(s.up for s in sources.values())):
             return f"{self.frames} frames, {left:.0f} s to go"
         down = [f"{name}: {s.detail}" if s.detail else name for name, s in sources.items() if not s.up]
         return f"waits for frames; down: {', '.join(down)}"[:200] if down else "waits for frames"
@@ -79,7 +81,10 @@ class Probation:
         return figures
 
     def judge(self, now: float, sources: Mapping[str, SourceReport]) -> Event | None:
-        """`Breached`, `Held`, or None while it goes on."""
+        """`Breached`, `Held`, or None while it goes on. The clock stands still while every source is down."""
+        if sources and not any(source.up for source in sources.values()):
+            self._began += now - self._judged
+        self._judged = now
         over = self.spent_s(now) >= self._duration_s
         reason = self._breach(now, sources, over=over)
         if reason:

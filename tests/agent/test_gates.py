@@ -55,7 +55,9 @@ def test_no_frames_never_pass() -> None:
     assert p.judge(111, DOWN) is None
     assert "down: cam: unplugged" in p.detail(111, DOWN)
     p.heartbeat(1001, 0, 112)
-    assert isinstance(p.judge(112, UP), Held)
+    assert p.judge(112, UP) is None, "the clock stood still while the camera was away"
+    p.heartbeat(1100, 0, 121)
+    assert isinstance(p.judge(122, UP), Held)
 
 
 def test_a_pipeline_without_sources_has_nothing_to_prove() -> None:
