@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -60,6 +59,14 @@ def deploy(profile: Profile, wish: Wish, waiting: Waiting) -> int:
         Rejected: the file, the target, the profile or the signature is no good.
         Unavailable: the cloud or a file cannot be reached.
     """
+    try:
+        return _deploy(profile, wish, waiting)
+    except KeyboardInterrupt:  # `follow` answers for itself
+        screen.say("Stopped. Unless a device stands above, nothing was assigned: devices go on as they are.")
+        return INTERRUPTED
+
+
+def _deploy(profile: Profile, wish: Wish, waiting: Waiting) -> int:
     from edgeward_ctl.signing import Models, ReleaseKey
 
     make_bundle = _bundler()
@@ -72,8 +79,7 @@ def deploy(profile: Profile, wish: Wish, waiting: Waiting) -> int:
         key = ReleaseKey(profile)
         models = Models(client)
         with screen.board(began=waiting.began) as board:
-            with _telling_of_a_stop(board):
-                bundle = make_bundle(wish, Path(scratch), board)
+            bundle = make_bundle(wish, Path(scratch), board)
             _say_notes(bundle, board)
             if wish.dry_run:
                 choice = choose_version(models.releases(), bundle.manifest.name, bundle.content, wish.version)
@@ -81,9 +87,8 @@ def deploy(profile: Profile, wish: Wish, waiting: Waiting) -> int:
                 # What is said last is said when the bars are gone.
                 end = partial(_print_plan, bundle, choice, missing, wish, waiting)
             else:
-                with _telling_of_a_stop(board):
-                    _upload(client, bundle, board)
-                    released = _release(models, bundle, key, wish.version, board)
+                _upload(client, bundle, board)
+                released = _release(models, bundle, key, wish.version, board)
                 rollout = _start(client, wish, released)
                 followed = _follow(client, rollout, waiting, board)
                 end = partial(_print_end, followed, rollout, waiting, bundle)
@@ -102,16 +107,6 @@ def rollback(profile: Profile, target: Mapping[str, str], pipeline: str, waiting
 
 
 # --- the steps
-
-
-@contextmanager
-def _telling_of_a_stop(board: Progressing) -> Iterator[None]:
-    """Ctrl-C while nothing has been assigned yet."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        board.say("Stopped before anything was assigned: the devices go on as they are.")
-        raise
 
 
 def _bundler() -> Callable[[Wish, Path, Progressing], Bundle]:

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 from pathlib import Path
 
@@ -125,6 +126,21 @@ def test_watch_ends_with_ctrl_c_and_is_no_error(office: Office) -> None:
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
     assert finish(process).code == 0
+
+
+def test_ctrl_c_before_anything_was_assigned_says_so(office: Office, tmp_path: Path) -> None:
+    desk = Path(shutil.copytree(office.profile(), tmp_path / "desk"))
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        mute.settimeout(60)
+        url = f"https://127.0.0.1:{mute.getsockname()[1]}"
+        text = (desk / "profile.toml").read_text()
+        (desk / "profile.toml").write_text(re.sub(r'url = ".*"', f'url = "{url}"', text))
+        process = office.start("deploy", str(office.model("one", 0)), "--fleet", FLEET, profile=desk)
+        with mute.accept()[0]:
+            process.send_signal(signal.SIGINT)
+            done = finish(process)
+    assert done.code == 130
+    assert "nothing was assigned" in done.err
 
 
 # --- bad input
