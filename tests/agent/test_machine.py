@@ -27,7 +27,7 @@ from edgeward_agent.reporting import Reporter
 from edgeward_agent.running import Patience
 from edgeward_agent.spool import Spool
 from edgeward_agent.status import StatusFile, read_status
-from edgeward_agent.supply import Supply
+from edgeward_agent.supply import Supply, Ticket
 from edgeward_agent.sysinfo import this_machine
 from edgeward_agent.workers import Programs
 from edgeward_wire.errors import Rejected
@@ -120,10 +120,18 @@ class Device:
             signed, texts = assignment(self.revision), {}
         else:
             if blobs:
+                self._let_the_blob_thread_finish()
                 put(self.state, model)
             signed = assignment(self.revision, main=row(model, **of_row))
             texts = {"main": model.to_bytes().decode()}
         self.machine.wanted(Wanted(signed, signed.to_bytes(), texts))
+
+    def _let_the_blob_thread_finish(self) -> None:
+        """A commit's pruning may still be queued, and would take what we are about to put there."""
+        if any(thread.is_alive() for thread in self.threads):
+            done = threading.Event()
+            self.supply.submit(Ticket(refs=(), done=lambda _fault: done.set()))
+            assert done.wait(WAIT_S)
 
     def status(self) -> StatusFile | None:
         try:
