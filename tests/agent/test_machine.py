@@ -490,7 +490,7 @@ def test_a_damaged_blob_of_the_committed_model_is_found_and_fetched_again(device
     path = device.state / "blobs" / model.variants["int8"].model.sha256
     path.write_bytes(b"\0" * path.stat().st_size)
     device.start()
-    device.until(lambda main: "does not load: Protobuf" in main.fault)
+    # "does not load: Protobuf ..." may be over before anybody looks; that the blob is missing stays
     device.until(lambda main: "missing" in main.fault)
     put(device.state, model)
     device.until(lambda main: not main.fault)
