@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgeward_ctl.model import app as model_app
 from edgeward_wire.errors import EdgewardError, Unavailable
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ app = typer.Typer(
 fleets_app = typer.Typer(
     help="Fleets: list them, or create one.", invoke_without_command=True, context_settings=_HELP
 )
-model_app = typer.Typer(help="Look at model files.", no_args_is_help=True, context_settings=_HELP)
 mqtt_app = typer.Typer(
     help="Access to the broker for dashboards.", no_args_is_help=True, context_settings=_HELP
 )
@@ -301,23 +301,6 @@ def mqtt_cert(
     from edgeward_ctl import managing
 
     managing.viewer_certificate(_profile(context), name, out, as_json)
-
-
-# --- files
-
-
-@model_app.command("inspect")
-def model_inspect(
-    model: Annotated[Path, typer.Argument(help="The ONNX file.", show_default=False)],
-    sidecar: Annotated[
-        Path | None, typer.Option(help="TOML that says what the file cannot.", show_default="MODEL.toml")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """What can be read of a file; stdout is the sidecar TOML of it. Needs no profile."""
-    from edgeward_ctl import files
-
-    files.inspect(model, sidecar, as_json)
 
 
 # --- the boundary

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from edgeward_models.graph import INT8_SHARE, Facts, embed_external_data, read_facts
 from edgeward_models.inspect import Inspection, inspect_model, precision_line
+from edgeward_models.progress import Progress, silent
 from edgeward_models.variants import check_variant, parity_for
 from edgeward_runtime import golden
 from edgeward_runtime.contract_guess import Guess
@@ -29,9 +30,6 @@ from edgeward_wire.manifest import MAX_MANIFEST_BYTES, BlobRef, Manifest, Target
 MAX_LABELS_BYTES = 1 << 20
 STEPS = ("reading the file", "checking the contract", "golden outputs", "golden preprocessing", "hashing")
 _CHUNK = 1 << 20
-
-Progress = Callable[[str, int, int], None]
-"""(what is being done now, steps done, steps in all)."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +71,7 @@ class Bundle:
         return sum(ref.length for ref in self.manifest.blobs())
 
 
-def make_bundle(
-    request: BundleRequest, out: Path, progress: Progress = lambda what, done, total: None
-) -> Bundle:
+def make_bundle(request: BundleRequest, out: Path, progress: Progress = silent) -> Bundle:
     """Make the bundle; blobs that are not files already are written into the directory `out`.
 
     Raises:
