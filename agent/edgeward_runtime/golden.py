@@ -22,10 +22,11 @@ import numpy.typing as npt
 from numpy.lib import format as npy
 
 from edgeward_runtime import images
-from edgeward_runtime.ports import constants, shape_of
+from edgeward_runtime.noise import noise, noise_picture
+from edgeward_runtime.ports import constants, sources
 from edgeward_runtime.preprocess import Preprocess, image_input
 from edgeward_runtime.sessions import open_exact
-from edgeward_wire.contract import Contract, InputPort
+from edgeward_wire.contract import Contract
 from edgeward_wire.errors import Rejected, Unavailable
 
 Array = npt.NDArray[Any]
@@ -94,7 +95,7 @@ def make_preprocess_golden(contract: Contract, pictures: Sequence[Path] = (), se
     preprocess = Preprocess(image_input(contract))
     raws = [_read_picture(path) for path in _spread(pictures, _PREPROCESS_PICTURES)]
     if not raws:
-        raws = [images.encode_png(_noise_picture(np.random.default_rng(seed), 320, 240))]
+        raws = [images.encode_png(noise_picture(np.random.default_rng(seed), 320, 240))]
     arrays: Arrays = {}
     for k, raw in enumerate(raws):
         arrays[f"picture.{k}"] = np.frombuffer(raw, np.uint8)
@@ -130,35 +131,14 @@ def write_npz(arrays: Mapping[str, Array]) -> bytes:
 
 
 def _inputs(contract: Contract, pictures: Sequence[Path], count: int, seed: int) -> list[Arrays]:
-    generator = np.random.default_rng(seed)
-    sources = [port for port in contract.inputs if port.bind == "source"]
-    if any(port.image is not None for port in sources):
-        port = image_input(contract)
-        preprocess = Preprocess(port)
-        frames = [images.decode(_read_picture(path), path.name) for path in _spread(pictures, count)]
-        if not frames:
-            frames = [_noise_picture(generator, 320, 240) for _ in range(count)]
-        return [{port.name: preprocess(frame).copy()} for frame in frames]
-    if pictures:
+    if not pictures:
+        return list(noise(contract, count, np.random.default_rng(seed)))
+    if all(port.image is None for port in sources(contract)):
         raise Rejected("Sample pictures were given, but no input of the model is a picture.")
-    return [{port.name: _noise(generator, contract, port) for port in sources} for _ in range(count)]
-
-
-def _noise(generator: np.random.Generator, contract: Contract, port: InputPort) -> Array:
-    shape, dtype = shape_of(contract, port), np.dtype(port.dtype)
-    if dtype.kind == "f":
-        return np.asarray(generator.standard_normal(shape), dtype)
-    if dtype.kind == "b":
-        return np.asarray(generator.integers(0, 2, shape), dtype)
-    return np.asarray(generator.integers(0, 100, shape), dtype)
-
-
-def _noise_picture(generator: np.random.Generator, width: int, height: int) -> images.U8:
-    """Smooth patches of colour with grain on them: livelier for a network than white noise."""
-    coarse = generator.integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    smooth = images.resize(coarse, width, height, "cubic", np.empty((height, width, 3), np.uint8))
-    grain = generator.integers(-24, 25, smooth.shape)
-    return np.asarray(np.clip(smooth.astype(np.int16) + grain, 0, 255), np.uint8)
+    port = image_input(contract)
+    preprocess = Preprocess(port)
+    frames = (images.decode(_read_picture(path), path.name) for path in _spread(pictures, count))
+    return [{port.name: preprocess(frame).copy()} for frame in frames]
 
 
 def _spread(pictures: Sequence[Path], count: int) -> list[Path]:

@@ -22,6 +22,11 @@ def shape_of(contract: Contract, port: InputPort) -> tuple[int, ...]:
     return shape
 
 
+def sources(contract: Contract) -> list[InputPort]:
+    """The inputs that a source feeds, in the graph's order."""
+    return [port for port in contract.inputs if port.bind == "source"]
+
+
 def constants(contract: Contract) -> dict[str, npt.NDArray[Any]]:
     """The tensors of the inputs bound to `const`: as many values as the shape takes, or one for all."""
     found: dict[str, npt.NDArray[Any]] = {}
