@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from edgeward_wire.command import MAX_SECONDS, SECONDS, CommandResponse, CommandState, Number
 from edgeward_wire.document import Open
 from edgeward_wire.enrolment import Admission
 from edgeward_wire.event import Event
@@ -194,6 +195,33 @@ class LogEntry(Open):
 
     received_at: UnixTime
     event: Event
+
+
+class CommandCreate(Open):
+    """POST /v1/devices/{id}/commands: measure a released model on a device. One at a time on each."""
+
+    kind: Literal["bench"] = "bench"
+    model: ModelRef
+    threads: int | None = Field(default=None, ge=1, le=1024)
+    seconds: float = Field(default=SECONDS, ge=5, le=MAX_SECONDS)
+
+
+class CommandStatus(Open):
+    """GET /v1/devices/{id}/commands -> list, newest first; GET /v1/devices/{id}/commands/{n}."""
+
+    device: DeviceId
+    n: Number
+    kind: Key
+    model: ModelRef
+    state: Literal["sent"] | CommandState
+    """`sent` until the device answers. What it never took is `expired`, what it never ended `failed`."""
+    reason: Reason = ""
+    issued_at: UnixTime
+    expires_at: UnixTime
+    created_by: ShortText = ""
+    online: bool = False
+    response: CommandResponse | None = None
+    """The newest that the device said."""
 
 
 class StageFigures(Open):

@@ -1,6 +1,7 @@
 """Every MQTT topic is built and parsed here, and nowhere else.
 
-The fleet is not in the topic: membership changes must not orphan retained messages.
+The fleet is not in the topic: membership changes must not orphan retained messages. A command and the answers
+to it have a number in theirs, and carry the same correlation data (MQTT 5).
 """
 
 from __future__ import annotations
@@ -19,9 +20,13 @@ UP: tuple[Up, ...] = ("status", "birth", "reported", "metrics", "telemetry", "ev
 DOWN: tuple[Down, ...] = ("refresh", "ack")
 RETAINED: frozenset[Up] = frozenset({"status", "birth", "reported"})
 AT_MOST_ONCE: frozenset[Up] = frozenset({"metrics", "result"})
+COMMAND: Literal["cmd"] = "cmd"
+RESPONSE: Literal["response"] = "response"
 MAX_PAYLOAD_BYTES = 128 << 10
 
 _DEVICE = re.compile(DEVICE_PATTERN)
+_NUMBER = re.compile(r"[1-9][0-9]{0,14}")
+_NUMBERED = {("down", COMMAND), ("up", RESPONSE)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,8 @@ class Topic:
     device: str
     direction: Literal["up", "down"]
     kind: str
+    number: int | None = None
+    """Of a command, and of an answer to one."""
 
 
 def up(device: str, kind: Up) -> str:
@@ -53,6 +60,26 @@ def all_down(device: str) -> str:
     return f"{ROOT}/{device}/down/#"
 
 
+def command(device: str, number: int) -> str:
+    """What a device is asked on."""
+    return f"{ROOT}/{device}/down/{COMMAND}/{number}"
+
+
+def response(device: str, number: int) -> str:
+    """What a device answers a command on."""
+    return f"{ROOT}/{device}/up/{RESPONSE}/{number}"
+
+
+def all_responses() -> str:
+    """The subscription to every device's answers."""
+    return f"{ROOT}/+/up/{RESPONSE}/+"
+
+
+def correlation(boot_id: str, number: int) -> bytes:
+    """The correlation data of a command and of all answers to it."""
+    return f"{boot_id}:{number}".encode()
+
+
 def qos(kind: Up | Down) -> int:
     """0 for what may be lost, else 1."""
     return 0 if kind in AT_MOST_ONCE else 1
@@ -71,4 +98,8 @@ def parse_topic(topic: str) -> Topic:
             return Topic(device, "up", kind)
         if direction == "down" and kind in DOWN:
             return Topic(device, "down", kind)
+    if len(parts) == 6 and "/".join(parts[:2]) == ROOT and _DEVICE.fullmatch(parts[2]):
+        _, _, device, direction, kind, number = parts
+        if (direction, kind) in _NUMBERED and _NUMBER.fullmatch(number):
+            return Topic(device, "down" if direction == "down" else "up", kind, int(number))
     raise Rejected(f"Not a topic of ours: {topic[:200]!r}.")
