@@ -267,7 +267,7 @@ def _read_rows(contract: Contract, path: Path) -> tuple[Feeds, str]:
             f"{path.name} must hold one array for each input ({', '.join(names)}); it holds: {found}.",
             f"Write it with numpy.savez({path.name!r}, {names[0]}=...).",
         )
-    rows = {port.name: _rows_of(contract, port, arrays[port.name], path.name) for port in wanted}
+    rows = {port.name: rows_of(contract, port, arrays[port.name], path.name) for port in wanted}
     counts = {name: len(values) for name, values in rows.items()}
     if len(set(counts.values())) != 1:
         told = ", ".join(f"{name} {count}" for name, count in counts.items())
@@ -277,7 +277,7 @@ def _read_rows(contract: Contract, path: Path) -> tuple[Feeds, str]:
     return rows, hashlib.sha256(raw).hexdigest()
 
 
-def _rows_of(contract: Contract, port: InputPort, values: npt.NDArray[Any], where: str) -> npt.NDArray[Any]:
+def rows_of(contract: Contract, port: InputPort, values: npt.NDArray[Any], where: str) -> npt.NDArray[Any]:
     """(N, *shape) of the port's type. Raises Rejected with what was expected and what was found."""
     shape, dtype = shape_of(contract, port), np.dtype(port.dtype)
     inner = shape[1:] if shape and shape[0] == 1 else shape
