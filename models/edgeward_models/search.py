@@ -1,0 +1,399 @@
+"""What to try next, and what to take in the end: the search over quantisation schemes. Pure.
+
+    the target's schemes → other calibrations of the best → its most sensitive layers in float: 1, 2, 4, ...
+      → small steps around the fastest that passes, and around the best that nearly does
+
+Invariants: never more candidates than are left, never one twice; what is chosen was measured faster than
+FP32 and passed the gate; a candidate that may saturate on a processor of the target is never offered.
+
+Layers are ranked twice: by the noise that each one adds when it alone is quantised, and by that noise
+over the work that goes back to float. Each set is tried as it is and with its gaps closed: a float region
+without gaps needs fewer conversions between float and integers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Literal, Protocol
+
+from edgeward_models.pareto import Point, front
+from edgeward_models.schemes import CALIBRATIONS, Scheme
+from edgeward_wire.manifest import TargetHints
+
+TIE = 1.02
+"""Within 2 % of the fastest, the more accurate one is taken: less than a measurement tells apart."""
+PATIENCE = 16
+"""So many candidates in a row that do not change what would be taken end the search."""
+BATCH = 4
+MAX_CANDIDATES = 200
+_ROOTS = 2
+_VNNI = frozenset({"avx512_vnni", "avx_vnni"})
+_GAP = 2
+
+
+class Ranked(Protocol):
+    """A layer, as `sensitivity` found it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def macs_share(self) -> float: ...
+    @property
+    def sqnr_db(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One candidate that was tried. Figures are None where it did not get so far."""
+
+    scheme: Scheme
+    sqnr_db: float | None = None
+    agreement: float | None = None
+    """The share of samples with FP32's first answer, of a classification."""
+    agreement_low: float | None = None
+    """The lower end of its interval."""
+    ratio: float | None = None
+    """Paired latency over FP32's; below 1 is faster."""
+    ratio_high: float | None = None
+    """The upper end of its interval."""
+    excluded: str = ""
+    """Why it is out of the question."""
+
+    @property
+    def point(self) -> Point | None:
+        """Its place in the plane of accuracy and latency; None without both."""
+        if self.excluded or self.sqnr_db is None or self.ratio is None:
+            return None
+        return Point(self.sqnr_db, self.ratio)
+
+    @property
+    def faster(self) -> bool:
+        """Whether it is faster than FP32, beyond what the measurement leaves open."""
+        high = self.ratio if self.ratio_high is None else self.ratio_high
+        return not self.excluded and self.ratio is not None and self.ratio < 1.0 and (high or 0.0) <= 1.0
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a candidate's accuracy must reach."""
+
+    figure: Literal["agreement", "agreement_low", "sqnr_db"]
+    least: float
+
+    def passes(self, one: Measured) -> bool:
+        """Excluded candidates and unknown figures never pass."""
+        value = getattr(one, self.figure)
+        return not one.excluded and value is not None and value >= self.least
+
+    def says(self) -> str:
+        """The gate for people."""
+        return f"{_FIGURES[self.figure]} of at least {_number(self.figure, self.least)}"
+
+    def lacks(self, one: Measured) -> str:
+        """How far a candidate is from it."""
+        value = getattr(one, self.figure)
+        figure = "no figure" if value is None else _number(self.figure, value)
+        return f"{_FIGURES[self.figure]} {figure}, where {_number(self.figure, self.least)} is needed"
+
+
+@dataclass(frozen=True)
+class Space:
+    """What the search may try."""
+
+    schemes: tuple[Scheme, ...]
+    """The base first."""
+    gate: Gate
+    layers: tuple[Ranked, ...] = ()
+    """In the graph's order; empty until they were ranked."""
+    keep_float: tuple[str, ...] = ()
+    """These stay in float in every candidate."""
+
+
+def may_saturate(scheme: Scheme, hints: TargetHints) -> bool:
+    """Whether a processor that the hints allow may get wrong sums from such a file.
+
+    x86-64 without VNNI adds two 8-bit products in 16 bits. `pair` and `s7` weights cannot overflow
+    those (known from the weights alone); plain 8-bit weights can, on another machine than the one that
+    measured, so they are for targets whose hints demand VNNI.
+    """
+    x86 = not hints.arch or "x86_64" in hints.arch
+    cpu = not hints.providers or "CPU" in hints.providers
+    vnni = bool(hints.isa) and set(hints.isa) <= _VNNI
+    return x86 and cpu and not vnni and scheme.method != "fp16" and scheme.weights == "s8"
+
+
+def next_candidates(space: Space, measured: Sequence[Measured], left: int) -> tuple[Scheme, ...]:
+    """At most `left` schemes that are worth a try now, none of them measured before; empty: stop.
+
+    With `space.layers` empty the search ends where it needs the ranking: rank `root(...)` and go on.
+    """
+    room = min(left, BATCH, MAX_CANDIDATES - len(measured))
+    if room <= 0:
+        return ()
+    tried = {identity(one.scheme) for one in measured}
+    for stage in _STAGES:
+        fresh: dict[Scheme, Scheme] = {}
+        for scheme in stage(space, measured):
+            key = identity(scheme)
+            if key not in tried:
+                fresh.setdefault(key, scheme)
+            if len(fresh) == room:
+                break
+        if fresh:
+            return tuple(fresh.values())
+    return ()
+
+
+def identity(scheme: Scheme) -> Scheme:
+    """Schemes that differ only in the order of names are the same."""
+    return replace(
+        scheme, keep_float=tuple(sorted(scheme.keep_float)), operators=tuple(sorted(scheme.operators))
+    )
+
+
+def choose(measured: Sequence[Measured], gate: Gate) -> int | None:
+    """The index of what to take: the fastest that passes, of a tie the most accurate; or None."""
+    fit = [k for k, one in enumerate(measured) if one.faster and gate.passes(one)]
+    if not fit:
+        return None
+    limit = min(_ratio(measured[k]) for k in fit) * TIE
+    return max(
+        (k for k in fit if _ratio(measured[k]) <= limit),
+        key=lambda k: (_db(measured[k]), -_ratio(measured[k])),
+    )
+
+
+def nearest(measured: Sequence[Measured], gate: Gate) -> int | None:
+    """Where nothing passes: the index of the most accurate candidate that is faster than FP32."""
+    fit = [k for k, one in enumerate(measured) if one.faster]
+    return max(fit, key=lambda k: (_figure(measured[k], gate), _db(measured[k])), default=None)
+
+
+def front_of(measured: Sequence[Measured]) -> list[int]:
+    """The indices on the Pareto front of SQNR against latency, the fastest first."""
+    points = [(k, point) for k, one in enumerate(measured) if (point := one.point) is not None]
+    return [points[k][0] for k in front([point for _, point in points])]
+
+
+def root(space: Space, measured: Sequence[Measured]) -> Scheme | None:
+    """The scheme whose layers are worth ranking: None when none of them is faster than FP32."""
+    roots = [one for one in _roots(space, measured) if one.scheme.method == "static"]
+    return roots[0].scheme if roots else None
+
+
+# --- the stages, each of them everything that it would try, the most promising first
+
+
+def _schemes(space: Space, measured: Sequence[Measured]) -> Iterator[Scheme]:
+    for scheme in space.schemes:
+        yield replace(scheme, keep_float=space.keep_float)
+
+
+def _calibrations(space: Space, measured: Sequence[Measured]) -> Iterator[Scheme]:
+    bare = [one for one in measured if _is_root(space, one)]
+    for one in _by_promise(space.gate, bare)[:1]:
+        if one.scheme.method == "static":
+            for method in CALIBRATIONS:
+                yield replace(one.scheme, calibration=method)
+
+
+def _fronts(space: Space, measured: Sequence[Measured]) -> Iterator[Scheme]:
+    """1, 2, 4, ... of the most sensitive layers in float, until that costs more than it gives."""
+    by_scheme = {identity(one.scheme): one for one in measured}
+    for start in _roots(space, measured):
+        passed = space.gate.passes(start)
+        count = 1
+        while count <= len(space.layers) // 2:
+            level = [_keeping(space, start.scheme, names) for names in _sets(space.layers, count)]
+            yield from level
+            known = [by_scheme[key] for scheme in level if (key := identity(scheme)) in by_scheme]
+            if len(known) == len(level) and _enough(space.gate, known, passed):
+                break
+            passed = passed or any(space.gate.passes(one) for one in known)
+            count *= 2
+
+
+def _enough(gate: Gate, level: Sequence[Measured], passed: bool) -> bool:
+    """Whether more float layers lead nowhere: none is faster any more, or a smaller set passed as well."""
+    return not any(one.faster for one in level) or (passed and any(gate.passes(one) for one in level))
+
+
+def _steps(space: Space, measured: Sequence[Measured]) -> Iterator[Scheme]:
+    """Small steps: away from float where it passes, towards float where it nearly does."""
+    if not space.layers or _idle(space.gate, measured) > PATIENCE:
+        return
+    chosen = choose(measured, space.gate)
+    if chosen is not None:
+        yield from _leaner(space, measured[chosen].scheme)
+    for one in _nearly(space, measured, None if chosen is None else measured[chosen]):
+        yield from islice(_richer(space, one.scheme), 2 * BATCH)
+    if chosen is not None:
+        yield from islice(_richer(space, measured[chosen].scheme), BATCH)
+
+
+_STAGES: tuple[Callable[[Space, Sequence[Measured]], Iterator[Scheme]], ...] = (
+    _schemes,
+    _calibrations,
+    _fronts,
+    _steps,
+)
+
+
+def _leaner(space: Space, scheme: Scheme) -> Iterator[Scheme]:
+    """One float layer less, the one that costs most for what it saves first."""
+    kept = _own(space, scheme)
+    for layer in sorted(kept, key=_density):
+        yield _keeping(space, scheme, [one.name for one in kept if one is not layer])
+    for run in _runs(space.layers, [one.name for one in kept]):
+        if len(run) > 1:
+            names = {layer.name for layer in run}
+            yield _keeping(space, scheme, [one.name for one in kept if one.name not in names])
+
+
+def _richer(space: Space, scheme: Scheme) -> Iterator[Scheme]:
+    """One float layer more: what lies beside a float region, and what is most sensitive, in turn."""
+    kept = [layer.name for layer in _own(space, scheme)]
+    names = [layer.name for layer in space.layers]
+    held = {names.index(name) for name in kept}
+    beside = {k for h in held for k in (h - 1, h + 1) if 0 <= k < len(names) and k not in held}
+    rest = [layer for layer in space.layers if layer.name not in kept]
+    for layers in zip(
+        sorted(rest, key=_density, reverse=True),
+        sorted(rest, key=_noise, reverse=True),
+        sorted((space.layers[k] for k in beside), key=_noise, reverse=True) or rest,
+        strict=False,
+    ):
+        for layer in layers:
+            yield _keeping(space, scheme, [*kept, layer.name])
+            yield _keeping(space, scheme, _closed(space.layers, [*kept, layer.name]))
+
+
+def _nearly(space: Space, measured: Sequence[Measured], chosen: Measured | None) -> list[Measured]:
+    """Of the front, the most accurate that do not pass and are faster than what was chosen."""
+    limit = 1.0 if chosen is None else _ratio(chosen)
+    members = [measured[k] for k in front_of(measured)]
+    open_ones = [one for one in members if one.faster and not space.gate.passes(one) and _ratio(one) < limit]
+    return sorted(open_ones, key=lambda one: _figure(one, space.gate), reverse=True)[:2]
+
+
+def _idle(gate: Gate, measured: Sequence[Measured]) -> int:
+    """How many candidates ago the choice or the best one without a choice changed last."""
+    best = choose(measured, gate)
+    best = nearest(measured, gate) if best is None else best
+    return len(measured) if best is None else len(measured) - 1 - best
+
+
+def _roots(space: Space, measured: Sequence[Measured]) -> list[Measured]:
+    """What float layers are added to: without any, faster than FP32, on the front of those; few."""
+    bare = [one for one in measured if _is_root(space, one) and one.faster]
+    members = [bare[k] for k in front_of(bare)]
+    return _by_promise(space.gate, members)[:_ROOTS]
+
+
+def _is_root(space: Space, one: Measured) -> bool:
+    return not one.excluded and set(one.scheme.keep_float) == set(space.keep_float)
+
+
+def _by_promise(gate: Gate, candidates: Sequence[Measured]) -> list[Measured]:
+    """The fastest that passes, then those whose accuracy is best for their speed.
+
+    6 dB are one bit: what a candidate is behind in accuracy may be made up with float layers, which cost
+    about as much as they save; so one bit stands against a tenth of FP32's time.
+    """
+
+    def cost(one: Measured) -> tuple[bool, float]:
+        passes = gate.passes(one)
+        return not passes, _ratio(one) - (0.0 if passes else _db(one) / 60)
+
+    return sorted((one for one in candidates if one.ratio is not None), key=cost)
+
+
+# --- sets of layers
+
+
+def _sets(layers: Sequence[Ranked], count: int) -> list[list[str]]:
+    """The `count` most sensitive in both orders, each as it is and closed; equal ones once."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for order in (_noise, _density):
+        most = [layer.name for layer in sorted(layers, key=order, reverse=True)[:count]]
+        for names in (_in_order(layers, most), _closed(layers, most)):
+            found.setdefault(tuple(names), names)
+    return list(found.values())
+
+
+def _closed(layers: Sequence[Ranked], names: Sequence[str]) -> list[str]:
+    """The set with gaps of up to `_GAP` layers closed, the gap before the first layer of the graph too."""
+    held = sorted(k for k, layer in enumerate(layers) if layer.name in set(names))
+    filled: set[int] = set(held)
+    for a, b in zip([-1, *held], held, strict=False):
+        if b - a - 1 <= _GAP:
+            filled.update(range(a + 1, b))
+    return [layers[k].name for k in sorted(filled)]
+
+
+def _runs(layers: Sequence[Ranked], names: Sequence[str]) -> list[list[Ranked]]:
+    """The set cut into its unbroken regions."""
+    runs: list[list[Ranked]] = []
+    last = -2
+    for k, layer in enumerate(layers):
+        if layer.name in set(names):
+            if k != last + 1:
+                runs.append([])
+            runs[-1].append(layer)
+            last = k
+    return runs
+
+
+def _in_order(layers: Sequence[Ranked], names: Sequence[str]) -> list[str]:
+    wanted = set(names)
+    return [layer.name for layer in layers if layer.name in wanted]
+
+
+def _own(space: Space, scheme: Scheme) -> list[Ranked]:
+    """The float layers that the search chose itself."""
+    kept = set(scheme.keep_float) - set(space.keep_float)
+    return [layer for layer in space.layers if layer.name in kept]
+
+
+def _keeping(space: Space, scheme: Scheme, names: Sequence[str]) -> Scheme:
+    more = [name for name in _in_order(space.layers, names) if name not in space.keep_float]
+    return replace(scheme, keep_float=(*space.keep_float, *more))
+
+
+def _noise(layer: Ranked) -> float:
+    return math.pow(10.0, -max(-300.0, min(300.0, layer.sqnr_db)) / 10)
+
+
+def _density(layer: Ranked) -> float:
+    """Noise taken away for the work that goes back to float; a conversion costs something by itself."""
+    return _noise(layer) / (0.005 + max(0.0, layer.macs_share))
+
+
+# --- figures
+
+
+_FIGURES = {
+    "agreement": "top-1 agreement with FP32",
+    "agreement_low": "lower bound of the top-1 agreement with FP32",
+    "sqnr_db": "SQNR",
+}
+
+
+def _number(figure: str, value: float) -> str:
+    return f"{value:.1f} dB" if figure == "sqnr_db" else f"{value:.3f}"
+
+
+def _figure(one: Measured, gate: Gate) -> float:
+    value: float | None = getattr(one, gate.figure)
+    return -math.inf if value is None else value
+
+
+def _db(one: Measured) -> float:
+    return -math.inf if one.sqnr_db is None else one.sqnr_db
+
+
+def _ratio(one: Measured) -> float:
+    return math.inf if one.ratio is None else one.ratio
