@@ -1,4 +1,8 @@
-"""What the model saw: throttled, QoS 0, for people who watch."""
+"""What the model saw: throttled, QoS 0, for people who watch.
+
+Which part is filled depends on the task: `top` for classes (of a picture or of sound), `boxes`, `areas`,
+`speech`, or `values`. Additive within `edgeward.result/1`: a reader of the first release finds `top` as ever.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,14 @@ from typing import Literal
 from pydantic import Field
 
 from edgeward_wire.document import Open
-from edgeward_wire.identifiers import ModelName, PipelineName, ShortText, SourceName, UnixTime, Version
+from edgeward_wire.identifiers import Key, ModelName, PipelineName, ShortText, SourceName, UnixTime, Version
+
+MAX_BOXES = 300
+MAX_AREAS = 64
+MAX_VALUES = 16
+
+Why = Literal["interval", "change", "every"]
+"""What made a device send it: time was up, what it says is new, or it sends all."""
 
 
 class Seen(Open):
@@ -16,6 +27,42 @@ class Seen(Open):
     label: ShortText
     index: int = Field(ge=0)
     score: float = Field(ge=0, le=1)
+
+
+class Box(Seen):
+    """One object. Corners as shares of the frame's width and height: 0, 0 is its upper left corner."""
+
+    x1: float = Field(ge=0, le=1)
+    y1: float = Field(ge=0, le=1)
+    x2: float = Field(ge=0, le=1)
+    y2: float = Field(ge=0, le=1)
+    zones: tuple[Key, ...] = Field(default=(), max_length=16)
+    """The zones of its source that hold the middle of its lower edge."""
+
+
+class Area(Open):
+    """How much of the frame one class covers."""
+
+    label: ShortText
+    index: int = Field(ge=0)
+    share: float = Field(ge=0, le=1)
+
+
+class Speech(Open):
+    """Whether somebody speaks."""
+
+    active: bool
+    score: float = Field(ge=0, le=1)
+    since: UnixTime
+    """When it began, or ended."""
+
+
+class Values(Open):
+    """One output as it came: its shape, and its first numbers."""
+
+    name: Key
+    shape: tuple[int, ...] = Field(max_length=8)
+    first: tuple[float, ...] = Field(max_length=MAX_VALUES)
 
 
 class ResultMessage(Open):
@@ -29,4 +76,10 @@ class ResultMessage(Open):
     version: Version
     latency_ms: float = Field(ge=0)
     """Capture to result."""
-    top: tuple[Seen, ...] = Field(max_length=10)
+    task: Key = "classification"
+    why: Why = "interval"
+    top: tuple[Seen, ...] = Field(default=(), max_length=10)
+    boxes: tuple[Box, ...] = Field(default=(), max_length=MAX_BOXES)
+    areas: tuple[Area, ...] = Field(default=(), max_length=MAX_AREAS)
+    speech: Speech | None = None
+    values: tuple[Values, ...] = Field(default=(), max_length=32)
