@@ -156,7 +156,16 @@ def open_exact(path: Path) -> Session:
     return open_session(path, Plan(provider=CPU, variant="exact", threads=1, optimisation="none"))
 
 
-def _open(path: Path, plan: Plan, *, placement: bool, profile: str = "") -> Any:
+def save_optimised(path: Path, plan: Plan, out: Path) -> None:
+    """Write the graph that ONNX Runtime makes of a file under the plan (its `optimisation`), to look at it.
+
+    Above `basic` the result holds operators of ONNX Runtime's own, and at `all` it is laid out for the
+    processor that it was made on. Raises NotLoaded.
+    """
+    _open(path, plan, placement=False, saved=str(out))
+
+
+def _open(path: Path, plan: Plan, *, placement: bool, profile: str = "", saved: str = "") -> Any:
     if plan.provider not in ort.get_available_providers():
         raise NotLoaded(f"{_short(plan.provider)} is not in this build of ONNX Runtime.")
     ort.set_default_logger_severity(_SILENT)
@@ -171,6 +180,8 @@ def _open(path: Path, plan: Plan, *, placement: bool, profile: str = "") -> Any:
     if profile:
         options.enable_profiling = True
         options.profile_file_prefix = profile
+    if saved:
+        options.optimized_model_filepath = saved
     for key, value in plan.session.items():
         options.add_session_config_entry(key, value)
     providers: list[Any] = [(plan.provider, dict(plan.options))]

@@ -29,6 +29,8 @@ MAX_FILE_BYTES = (2 << 30) - 1
 INT8_SHARE = 0.5
 """From this share of its multiplications on, a file counts as quantised."""
 
+WEIGHT = "weight"
+
 _KNOWN_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 _BIG = 4096  # elements; what shapes are computed from is smaller
 _HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
@@ -147,6 +149,42 @@ def read_facts(path: Path, sizes: Mapping[str, int] | None = None) -> Facts:
         precision="int8" if quantised_enough else "fp16" if halves else "fp32",
         **read,
     )
+
+
+def load_graph(path: Path) -> onnx.ModelProto:
+    """The model as it stands, for those who look into the graph; external data stays where it is.
+
+    Raises:
+        Rejected: it is not ONNX, or cannot be read.
+    """
+    return _load(path)
+
+
+def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graph, and the graphs inside its nodes (the branches of If, the bodies of Loop and Scan)."""
+    return _graphs(graph)
+
+
+def weights_of(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """All initialisers and constants, those of inner graphs too."""
+    return _initialisers(graph)
+
+
+def skeleton(model: onnx.ModelProto, sizes: Mapping[str, int] | None = None) -> onnx.ModelProto:
+    """A copy to infer shapes on: large weights are inputs, open dimensions have a length, no functions.
+
+    The inputs that stand for weights have the doc string `WEIGHT`.
+    """
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    _weights_to_inputs(bare.graph)
+    for value in bare.graph.input:
+        value.doc_string = WEIGHT if value.name in weights else ""
+    if bare.functions:
+        bare = inliner.inline_local_functions(bare)
+    _fix_dimensions(bare, dict(sizes or {}))
+    return bare
 
 
 def embed_external_data(facts: Facts, out: Path) -> Path:

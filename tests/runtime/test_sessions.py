@@ -20,6 +20,7 @@ from edgeward_runtime.sessions import (
     open_session,
     profiled_placement,
     reason_of,
+    save_optimised,
 )
 from edgeward_wire.verdict import Plan
 from runtime.builders import classifier, int8_classifier
@@ -60,6 +61,25 @@ def test_exact_and_optimised_agree(tmp_path: Path, session: dict[str, str]) -> N
     noise = {"image": np.random.default_rng(0).random((1, 3, 32, 32), np.float32)}
     exact, fast = open_exact(path).run(noise)[0], open_session(path, plan(session=session)).run(noise)[0]
     np.testing.assert_allclose(fast, exact, atol=0.13)
+
+
+@pytest.mark.parametrize(("level", "own"), [("none", False), ("basic", False), ("extended", True)])
+def test_the_optimised_graph_can_be_saved(tmp_path: Path, level: str, own: bool) -> None:
+    path = classifier(tmp_path / "m.onnx")
+    save_optimised(path, plan(optimisation=level), tmp_path / "out.onnx")
+    nodes = onnx.load(str(tmp_path / "out.onnx")).graph.node
+    assert any(node.domain == "com.microsoft" for node in nodes) is own
+    ones = {"image": np.ones((1, 3, 32, 32), np.float32)}
+    np.testing.assert_allclose(
+        open_session(tmp_path / "out.onnx", plan()).run(ones)[0], open_exact(path).run(ones)[0], rtol=1e-5
+    )
+
+
+def test_what_does_not_load_is_not_saved(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"hello")
+    with pytest.raises(NotLoaded):
+        save_optimised(tmp_path / "m.onnx", plan(), tmp_path / "out.onnx")
+    assert not (tmp_path / "out.onnx").exists()
 
 
 def test_a_provider_that_is_not_built_in_does_not_load(tmp_path: Path) -> None:
