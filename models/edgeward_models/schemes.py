@@ -87,19 +87,81 @@ class Target:
 
 # What moves, selects or describes data costs no precision and runs on 8 bits wherever it stands.
 _NEUTRAL = frozenset(
-    "Cast CastLike Concat Constant ConstantOfShape DepthToSpace DequantizeLinear Dropout Expand Flatten Gather "
-    "GatherElements Identity Pad QuantizeLinear Range Reshape Resize Shape Slice SpaceToDepth Split Squeeze "
-    "Tile Transpose Unsqueeze Upsample".split()
+    [
+        "Cast",
+        "CastLike",
+        "Concat",
+        "Constant",
+        "ConstantOfShape",
+        "DepthToSpace",
+        "DequantizeLinear",
+        "Dropout",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "GatherElements",
+        "Identity",
+        "Pad",
+        "QuantizeLinear",
+        "Range",
+        "Reshape",
+        "Resize",
+        "Shape",
+        "Slice",
+        "SpaceToDepth",
+        "Split",
+        "Squeeze",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+        "Upsample",
+    ]
 )
 # The CPU provider's integer kernels (QLinear*), and what ONNX Runtime folds into them.
 _CPU = frozenset(
-    "Conv MatMul Gemm Add Mul Relu Clip Sigmoid LeakyRelu GlobalAveragePool AveragePool MaxPool Softmax ArgMax "
-    "Where BatchNormalization".split()
+    [
+        "Conv",
+        "MatMul",
+        "Gemm",
+        "Add",
+        "Mul",
+        "Relu",
+        "Clip",
+        "Sigmoid",
+        "LeakyRelu",
+        "GlobalAveragePool",
+        "AveragePool",
+        "MaxPool",
+        "Softmax",
+        "ArgMax",
+        "Where",
+        "BatchNormalization",
+    ]
 )
 # Layers of TensorRT that take INT8 inputs when precision stands in the graph; all else runs in FP16 or FP32.
 _TENSORRT = frozenset(
-    "Conv ConvTranspose MatMul Gemm Add Sub Mul Max Min Relu Clip Sigmoid Tanh LeakyRelu Elu HardSigmoid "
-    "GlobalAveragePool AveragePool MaxPool BatchNormalization".split()
+    [
+        "Conv",
+        "ConvTranspose",
+        "MatMul",
+        "Gemm",
+        "Add",
+        "Sub",
+        "Mul",
+        "Max",
+        "Min",
+        "Relu",
+        "Clip",
+        "Sigmoid",
+        "Tanh",
+        "LeakyRelu",
+        "Elu",
+        "HardSigmoid",
+        "GlobalAveragePool",
+        "AveragePool",
+        "MaxPool",
+        "BatchNormalization",
+    ]
 )
 
 _STATIC = Scheme("static")

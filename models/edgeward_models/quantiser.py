@@ -1,0 +1,197 @@
+"""A prepared float file becomes INT8 or FP16. The only importer of onnxruntime's quantiser and converters.
+
+Invariants
+- The same prepared file, scheme and ranges give the same bytes. Metadata of tools is taken off.
+- Nothing is written beside the input, and `out` is whole or not there.
+- With `pair` weights no dense kernel of the file can saturate (pairsafe.py).
+- What is written satisfies ONNX's checker. Whether a session loads it under a plan, and runs it right, is a
+  verdict that the caller gets by opening it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper, shape_inference
+
+from edgeward_models import pairsafe
+from edgeward_models.calibration import Ranges
+from edgeward_models.half import to_half
+from edgeward_models.prepare import place, strip
+from edgeward_models.regions import Graph, Weighted
+from edgeward_models.schemes import Scheme
+from edgeward_wire.errors import Rejected
+
+_CODES = {"s8": 127, "s7": 63, "pair": 127}
+_DYNAMIC = ("MatMul", "LSTM")
+"""Quantised while they run; a dynamic convolution is several times slower than one in float (measured)."""
+
+Overrides = dict[str, list[dict[str, Any]]]
+
+
+def quantise(prepared: Path, out: Path, scheme: Scheme, ranges: Ranges | None = None) -> Path:
+    """Write `prepared` as the scheme says to `out`; returns `out`. Static schemes need `ranges`.
+
+    Raises:
+        Rejected: the model has nothing that the scheme could quantise, or a range is missing.
+        Unavailable: `out` cannot be written.
+    """
+    model = onnx.load(str(prepared))
+    made = _METHODS[scheme.method](model, scheme, ranges, prepared.name)
+    del made.graph.value_info[:]
+    strip(made)
+    onnx.checker.check_model(made, full_check=True)
+    with tempfile.TemporaryDirectory(prefix="edgeward-quantise-") as scratch:
+        file = Path(scratch) / "quantised.onnx"
+        file.write_bytes(made.SerializeToString(deterministic=True))
+        place(file, out)
+    return out
+
+
+def quantisable(prepared: Path) -> list[str]:
+    """Names of the nodes whose weights a scheme may quantise, in the graph's order."""
+    return [weighted.name for weighted in Graph(onnx.load(str(prepared))).quantisable]
+
+
+def nothing_to_quantise(name: str) -> Rejected:
+    """What to say of a model without any weights that could become integers."""
+    return Rejected(
+        f"{name} has nothing to quantise: no convolution or product with constant float32 weights.",
+        "Deploy it in float, with --allow-float REASON.",
+    )
+
+
+# --- static
+
+
+def _static(model: onnx.ModelProto, scheme: Scheme, ranges: Ranges | None, name: str) -> onnx.ModelProto:
+    from onnxruntime.quantization import QDQQuantizer, QuantType
+
+    if ranges is None:
+        raise ValueError("a static scheme needs ranges")
+    shaped = shape_inference.infer_shapes(model)
+    graph = Graph(shaped)
+    nodes = [n for n in graph.to_quantise(scheme.operators, scheme.keep_float) if _ranged(graph, n, ranges)]
+    weighted = [w for w in graph.quantisable if w.name in set(nodes)]
+    if not weighted:
+        raise nothing_to_quantise(name)
+    if not (has := [w for w in weighted if w.data in ranges]):
+        raise Rejected(f"The ranges are of another model than {name}.", "Calibrate the prepared file itself.")
+    kinds = sorted({node.op_type for node in graph.nodes if node.name in set(nodes)})
+    options: dict[str, Any] = {
+        "TensorQuantOverrides": _overrides(graph, has, scheme),
+        "ActivationSymmetric": scheme.symmetric_activations,
+    }
+    with _quiet():
+        quantizer = QDQQuantizer(
+            shaped,
+            scheme.per_channel,
+            False,  # every weight has its own range below
+            QuantType.QInt8,
+            QuantType.QUInt8 if scheme.activations == "u8" else QuantType.QInt8,
+            _tensors(ranges),
+            nodes,
+            [],
+            kinds,
+            options,
+        )
+        quantizer.quantize_model()
+        quantizer.model.topological_sort()
+    made: onnx.ModelProto = quantizer.model.model
+    return made
+
+
+def _ranged(graph: Graph, name: str, ranges: Ranges) -> bool:
+    """Whether all activations of a node have a range: what was infinite somewhere has none, and stays."""
+    node = next(node for node in graph.nodes if node.name == name)
+    return all(t in ranges for t in (*node.input, *node.output) if t in graph.floats)
+
+
+def _tensors(ranges: Ranges) -> Any:
+    from onnxruntime.quantization import CalibrationMethod, TensorData, TensorsData
+
+    limits = {
+        name: TensorData(lowest=np.float32(low), highest=np.float32(high))
+        for name, (low, high) in ranges.items()
+    }
+    return TensorsData(CalibrationMethod.MinMax, limits)
+
+
+def _overrides(graph: Graph, weighted: Collection[Weighted], scheme: Scheme) -> Overrides:
+    """The range of each channel of each weight, as the quantiser wants to hear it."""
+    from onnxruntime.quantization import QuantType
+
+    common = {"quant_type": QuantType.QInt8, "symmetric": True, "reduce_range": False}
+    found: Overrides = {}
+    for one in weighted:
+        limits = _limits(graph, one, scheme)
+        if scheme.per_channel:
+            found[one.weights] = [{**common, "axis": one.axis, "rmin": -x, "rmax": x} for x in limits]
+        else:
+            found[one.weights] = [{**common, "rmin": -limits.max(), "rmax": limits.max()}]
+    return found
+
+
+def _limits(graph: Graph, one: Weighted, scheme: Scheme) -> Any:
+    """(output channels,) float32: the amount that becomes code 127."""
+    weights = numpy_helper.to_array(graph.constants[one.weights])
+    rows = pairsafe.kernel_rows(one.op, weights, one.axis)
+    narrow = scheme.weights if not one.depthwise else "s8"  # a depthwise kernel sums in 32 bits
+    scale = pairsafe.scales(rows, pairs=narrow == "pair", codes=_CODES[narrow])
+    return (127 * scale).astype(np.float32)
+
+
+# --- dynamic and half
+
+
+def _dynamic(model: onnx.ModelProto, scheme: Scheme, ranges: Ranges | None, name: str) -> onnx.ModelProto:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    graph = Graph(model)
+    kinds = list(scheme.operators or _DYNAMIC)
+    if not any(w.op in (*kinds, "Gemm") for w in graph.weighted) and "LSTM" not in {
+        n.op_type for n in graph.nodes
+    }:
+        raise nothing_to_quantise(name)
+    with tempfile.TemporaryDirectory(prefix="edgeward-dynamic-") as scratch, _quiet():
+        source, target = Path(scratch) / "float.onnx", Path(scratch) / "dynamic.onnx"
+        source.write_bytes(model.SerializeToString(deterministic=True))
+        quantize_dynamic(
+            str(source),
+            str(target),
+            op_types_to_quantize=kinds,
+            per_channel=scheme.per_channel,
+            reduce_range=scheme.weights != "s8",
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=list(scheme.keep_float),
+        )
+        return onnx.load(str(target))
+
+
+def _half(model: onnx.ModelProto, scheme: Scheme, ranges: Ranges | None, name: str) -> onnx.ModelProto:
+    return to_half(model, scheme.keep_float)
+
+
+_METHODS: Mapping[str, Callable[[onnx.ModelProto, Scheme, Ranges | None, str], onnx.ModelProto]] = {
+    "static": _static,
+    "dynamic": _dynamic,
+    "fp16": _half,
+}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantiser logs on the root logger what it skips and how it likes its models made."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
