@@ -112,17 +112,17 @@ class Space:
     """These stay in float in every candidate."""
 
 
-def may_saturate(scheme: Scheme, hints: TargetHints) -> bool:
-    """Whether a processor that the hints allow may get wrong sums from such a file.
+def needs_proof(hints: TargetHints) -> bool:
+    """Whether a file for these hints must be proved free of saturation from its weights (`pairsafe`).
 
-    x86-64 without VNNI adds two 8-bit products in 16 bits. `pair` and `s7` weights cannot overflow
-    those (known from the weights alone); plain 8-bit weights can, on another machine than the one that
-    measured, so they are for targets whose hints demand VNNI.
+    x86-64 without VNNI adds two 8-bit products in 16 bits, so that a file may be right on the machine that
+    measured it and wrong on its neighbour. `pair` and `s7` weights cannot overflow; plain 8-bit weights
+    may, and are offered only where they were proved not to, or where the hints demand VNNI.
     """
     x86 = not hints.arch or "x86_64" in hints.arch
     cpu = not hints.providers or "CPU" in hints.providers
     vnni = bool(hints.isa) and set(hints.isa) <= _VNNI
-    return x86 and cpu and not vnni and scheme.method != "fp16" and scheme.weights == "s8"
+    return x86 and cpu and not vnni
 
 
 def next_candidates(space: Space, measured: Sequence[Measured], left: int) -> tuple[Scheme, ...]:

@@ -57,15 +57,18 @@ def sqnr_db(reference: Array, other: Array) -> float:
     return ratio_db(*energies(reference, other))
 
 
-def sqnr_interval(parts: Sequence[tuple[float, float]], seed: int = 0) -> tuple[float, Interval]:
-    """The SQNR in dB of several samples' `energies`, and its bootstrap interval over the samples."""
-    rows = np.asarray(parts, np.float64).reshape(-1, 2)
+def sqnr_interval(parts: Sequence[Sequence[tuple[float, float]]], seed: int = 0) -> tuple[float, Interval]:
+    """The SQNR in dB of a set, and its bootstrap interval over the samples.
 
-    def whole(drawn: npt.NDArray[np.float64]) -> float:
-        signal, noise = drawn.sum(axis=0)
-        return ratio_db(float(signal), float(noise))
+    `parts[k]` has the `energies` of every output of sample k; the worst output counts, so that one of
+    large numbers does not hide another.
+    """
+    rows = np.asarray(parts, np.float64)
 
-    return whole(rows), bootstrap(rows, whole, seed)
+    def worst(drawn: npt.NDArray[np.float64]) -> float:
+        return min(ratio_db(float(signal), float(noise)) for signal, noise in drawn.sum(axis=0))
+
+    return worst(rows), bootstrap(rows, worst, seed)
 
 
 def cosine(mine: Array, reference: Array) -> float:

@@ -71,11 +71,17 @@ def test_the_energies_of_samples_add_up_to_those_of_the_set() -> None:
     generator = np.random.default_rng(0)
     a = generator.normal(size=(12, 7))
     b = a + generator.normal(scale=0.1, size=a.shape)
-    parts = [energies(x, y) for x, y in zip(a, b, strict=True)]
+    parts = [[energies(x, y)] for x, y in zip(a, b, strict=True)]
     value, (low, high) = sqnr_interval(parts)
     assert value == pytest.approx(sqnr_db(a, b))
     assert low < value < high
     assert ratio_db(1.0, 0.0) == math.inf
+
+
+def test_of_several_outputs_the_worst_counts() -> None:
+    large, small = (1e6, 1.0), (1.0, 0.5)
+    value, _ = sqnr_interval([[large, small]] * 4)
+    assert value == pytest.approx(ratio_db(*small))
 
 
 def test_cosine_is_the_device_s() -> None:
