@@ -61,6 +61,24 @@ RECIPES: dict[str, Entry] = {
             "torchvision's state dict",
             "resnet50",
         ),
+        Entry(
+            "yolov8s",
+            "YOLOv8-s, COCO, 640 x 640",
+            "detection",
+            "Apache-2.0",
+            "random",
+            "a state dict with the published names",
+            "yolov8s",
+        ),
+        Entry(
+            "distilhubert",
+            "DistilHuBERT, 1 s of sound at 16 kHz",
+            "tensor",
+            "Apache-2.0",
+            "random",
+            "Hugging Face's state dict",
+            "distilhubert",
+        ),
     )
 }
 

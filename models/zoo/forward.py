@@ -33,12 +33,14 @@ def _conv2d(x: Array, weights: Array, stride: tuple[int, int], pad: tuple[int, i
     height, width = ((x.shape[2 + k] - kernel[k]) // stride[k] + 1 for k in range(2))
     sums = np.zeros((count, groups, out // groups, height * width))
     taps = weights.astype(np.float64).reshape(groups, out // groups, channels // groups, *kernel)
+    # Contiguous matrices, one for each place in the kernel: others would miss the fast product.
+    taps = np.ascontiguousarray(np.moveaxis(taps, (3, 4), (0, 1)))
     for row in range(kernel[0]):
         for column in range(kernel[1]):
             rows = slice(row, row + stride[0] * (height - 1) + 1, stride[0])
             columns = slice(column, column + stride[1] * (width - 1) + 1, stride[1])
             seen = x[:, :, rows, columns].reshape(count, groups, channels // groups, height * width)
-            sums += taps[..., row, column] @ seen
+            sums += taps[row, column] @ seen
     return sums.reshape(count, out, height, width)
 
 

@@ -25,7 +25,7 @@ from .graphs import (
     conv,
     he,
     normal,
-    picture_noise,
+    photographs,
     save,
     scaled_by,
 )
@@ -37,7 +37,7 @@ CONVOLUTIONS = 53
 CLASSES = 1000
 BRANCH_GAIN = 0.5
 """Of a block's last normalisation: as in a trained network, a branch is less than what it is added to."""
-PROBES, PROBE_SIZE = 4, 128
+PROBE_SIZE = 160
 
 
 def build(out: Path, *, weights: Path | None = None, progress: Progress = silent) -> Built:
@@ -55,14 +55,12 @@ def build(out: Path, *, weights: Path | None = None, progress: Progress = silent
     return sidecars.classifier(path, about, trained=weights is not None)
 
 
-def network(
-    name: str, about: str, parameters: Parameters, progress: Progress = silent
-) -> onnx.ModelProto:
+def network(name: str, about: str, parameters: Parameters, progress: Progress = silent) -> onnx.ModelProto:
     """`image` (batch, 3, 224, 224) to `logits` (batch, 1000)."""
     graph = Graph(name, parameters, progress, CONVOLUTIONS)
     spread = np.array(sidecars.IMAGENET_SPREAD)[:, None, None]
     mean = np.array(sidecars.IMAGENET_MEAN)[:, None, None]
-    probe = (picture_noise(PROBES, PROBE_SIZE, seed=7) - mean) / spread
+    probe = (photographs(PROBE_SIZE) - mean) / spread
     image = graph.input("image", ("batch", 3, 224, 224), probe)
     x = _rectified(graph, conv(graph, image, "conv1", (3, 64), (7, 7), stride=2, pad=3), "bn1", 64)
     x = graph.op(
@@ -92,9 +90,7 @@ def _rectified(graph: Graph, x: Value, at: str, channels: int) -> Value:
 def _bottleneck(graph: Graph, x: Value, at: str, channels: int, width: int, stride: int) -> Value:
     y = _rectified(graph, conv(graph, x, f"{at}.conv1", (channels, width), (1, 1)), f"{at}.bn1", width)
     y = conv(graph, y, f"{at}.conv2", (width, width), (3, 3), stride=stride, pad=1)
-    y = conv(
-        graph, _rectified(graph, y, f"{at}.bn2", width), f"{at}.conv3", (width, 4 * width), (1, 1)
-    )
+    y = conv(graph, _rectified(graph, y, f"{at}.bn2", width), f"{at}.conv3", (width, 4 * width), (1, 1))
     y = batch_norm(graph, y, f"{at}.bn3", 4 * width, gain=BRANCH_GAIN)
     if stride != 1 or channels != 4 * width:
         x = conv(graph, x, f"{at}.downsample.0", (channels, 4 * width), (1, 1), stride=stride)

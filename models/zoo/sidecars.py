@@ -13,6 +13,7 @@ from edgeward_models.zoo import Built
 
 HERE = Path(__file__).resolve().parent
 IMAGENET_LABELS = HERE / "imagenet-labels.txt"
+COCO_LABELS = HERE / "coco-labels.txt"
 PICTURES = HERE / "pictures"
 IMAGENET_MEAN, IMAGENET_SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MEANS_NOTHING = "The weights are random: what it answers means nothing. It is for measurements of speed."
@@ -39,6 +40,35 @@ def classifier(model: Path, about: str, *, trained: bool) -> Built:
         {"task": "classification", **table},
         labels=IMAGENET_LABELS,
         pictures=True,
+        notes=() if trained else (MEANS_NOTHING,),
+    )
+
+
+def detector(model: Path, about: str, *, size: int, trained: bool) -> Built:
+    """Of a detector of COCO's classes that takes `images`, letterboxed, and gives `output0`."""
+    images = {"colour": "rgb", "width": size, "height": size, "resize": "letterbox", "pad": 114}
+    scaled = {"scale": [1 / 255] * 3, "bias": [0.0] * 3, "layout": "nchw"}
+    return write(
+        model,
+        about,
+        {
+            "task": "detection",
+            "inputs": {"images": {**images, **scaled}},
+            "outputs": {"output0": {"activation": "none"}},
+        },
+        labels=COCO_LABELS,
+        pictures=True,
+        notes=() if trained else (MEANS_NOTHING,),
+    )
+
+
+def listener(model: Path, about: str, *, rate: int, window: int, trained: bool) -> Built:
+    """Of a model that takes `audio` and gives `features`."""
+    audio = {"rate": rate, "window": window, "hop": window, "context": 0}
+    return write(
+        model,
+        about,
+        {"task": "tensor", "inputs": {"audio": audio}, "outputs": {"features": {"activation": "none"}}},
         notes=() if trained else (MEANS_NOTHING,),
     )
 

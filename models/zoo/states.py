@@ -51,9 +51,6 @@ class Loaded:
         self._missing: list[str] = []
         self._wrong: list[str] = []
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._tensors
-
     def get(self, name: str, shape: tuple[int, ...], make: Make) -> Array:
         """The tensor of that name as float32; zeros where it is missing or wrong."""
         self._taken.add(name)
@@ -84,11 +81,20 @@ class Loaded:
 
 
 def parameters(
-    name: str, weights: Path | None, *, prefixes: tuple[str, ...] = (), ignore: tuple[str, ...] = ()
+    name: str,
+    weights: Path | None,
+    *,
+    prefixes: tuple[str, ...] = (),
+    ignore: tuple[str, ...] = (),
+    renamed: Mapping[str, str] | None = None,
 ) -> tuple[str, Seeded | Loaded]:
     """The model's name and where its weights come from: seeded noise, or the state dict in `weights`.
 
-    A prefix that all names have is taken off; tensors in `ignore` may be there.
+    A prefix that all names have is taken off; tensors in `ignore` may be there; the ends of names in `renamed`
+    mean what they map to.
+
+    Raises:
+        Rejected, Unavailable: as `read`.
     """
     if weights is None:
         return f"{name}-random", Seeded()
@@ -96,6 +102,8 @@ def parameters(
     for prefix in prefixes:
         if tensors and all(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    for old, new in (renamed or {}).items():
+        tensors = {k.removesuffix(old) + new if k.endswith(old) else k: v for k, v in tensors.items()}
     return name, Loaded({k: v for k, v in tensors.items() if k not in ignore}, weights.name)
 
 
