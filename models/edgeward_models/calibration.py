@@ -18,11 +18,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
+from edgeward_models.histogram import Histogram
 from edgeward_models.progress import Progress, silent
 from edgeward_models.regions import CNN, Graph, bypassed
 from edgeward_models.schemes import Calibration
@@ -34,9 +34,6 @@ SAMPLES = 65536
 """Values of one tensor that one run adds to its histogram, at most."""
 PERCENTILE = 99.99
 """The share of values, in percent, that stays within a percentile range."""
-BINS = 4096
-"""Of a histogram on each side of zero; the finest of them is the largest value / 4096 or up to twice that."""
-_CODES = 128
 
 Feeds = dict[str, npt.NDArray[Any]]
 Range = tuple[float, float]
@@ -267,77 +264,3 @@ def _sizes(model: onnx.ModelProto) -> dict[str, int]:
 def _stride(size: int) -> int:
     """An odd step, so that it walks through all columns and channels of tensors with even sides."""
     return max(1, -(-size // SAMPLES)) | 1
-
-
-class Histogram:
-    """Of one tensor, growing: `BINS` bins on each side of zero, whose width is a power of two.
-
-    Twice the width is two bins in one, so that what was counted stays right however far values reach.
-    """
-
-    def __init__(self) -> None:
-        self.width = 0.0
-        """Of a bin; 0 before the first value that is not zero."""
-        self.counts = np.zeros(2 * BINS, np.int64)
-        """Of values within (k - BINS) * width and the next bin."""
-
-    def add(self, values: npt.NDArray[Any]) -> None:
-        """Count finite values."""
-        flat = np.asarray(values, np.float64).reshape(-1)
-        largest = float(np.abs(flat).max(initial=0.0))
-        if largest >= self.width * BINS:
-            self._widen(largest)
-        if self.width:
-            places = np.floor(flat / self.width).astype(np.int64) + BINS
-            self.counts += np.bincount(places, minlength=2 * BINS)
-        else:
-            self.counts[BINS] += flat.size
-
-    def _widen(self, largest: float) -> None:
-        if not largest:
-            return
-        width = 2.0 ** (math.floor(math.log2(largest)) + 1 - int(math.log2(BINS)))
-        while self.width and self.width < width:
-            halves = self.counts.reshape(2, BINS)
-            middle = np.zeros_like(halves)
-            middle[0, BINS // 2 :] = halves[0].reshape(-1, 2).sum(axis=1)
-            middle[1, : BINS // 2] = halves[1].reshape(-1, 2).sum(axis=1)
-            self.counts, self.width = middle.reshape(-1), self.width * 2
-        self.width = width
-
-    def percentile(self, percent: float) -> Range:
-        """The narrowest range of whole bins that leaves out at most (100 - percent) / 2 % on each side."""
-        total = int(self.counts.sum())
-        if not total or not self.width:
-            return 0.0, 0.0
-        out = total * (100.0 - percent) / 200.0
-        running = np.cumsum(self.counts)
-        first = int(np.searchsorted(running, out, side="right"))
-        last = int(np.searchsorted(running, total - out, side="left"))
-        return (first - BINS) * self.width, (last + 1 - BINS) * self.width
-
-    def entropy(self) -> Range:
-        """The symmetric range whose 128 levels lose least by Kullback-Leibler divergence."""
-        amounts = self.counts[BINS:] + self.counts[:BINS][::-1]
-        used = int(np.flatnonzero(amounts).max(initial=0)) + 1
-        candidates = [*range(min(_CODES, used), used, max(1, (used - _CODES) // 128)), used]
-        best = min(candidates, key=lambda bins: (_divergence(amounts, bins), bins))
-        return -best * self.width, best * self.width
-
-
-def _divergence(amounts: npt.NDArray[np.int64], bins: int) -> float:
-    """KL(reference cut at `bins` with the rest in its last bin, the same in 128 levels)."""
-    kept = amounts[:bins].astype(np.float64)
-    reference = kept.copy()
-    reference[-1] += amounts[bins:].sum()
-    level = (np.arange(bins) * _CODES) // bins
-    filled = kept > 0
-    sums = np.bincount(level, kept, minlength=_CODES)
-    spread = np.bincount(level, filled, minlength=_CODES)
-    levels = np.where(filled, sums[level] / np.maximum(spread[level], 1), 0.0)
-    if not levels.sum():
-        return math.inf
-    p, q = reference / reference.sum(), levels / levels.sum()
-    shared = (p > 0) & (q > 0)
-    lost = float(p[(p > 0) & ~shared].sum())  # mass where the levels have none: a bin of the tail alone
-    return float((p[shared] * np.log(p[shared] / q[shared])).sum()) + lost * 10
