@@ -91,6 +91,7 @@ def _compose(config: Config, identity: Identity, state: Path) -> Lifetime:
     http = Http.of(identity, stop=stop)
     registry = Registry(identity, http, state, floors, time.time)
     lookout = Lookout(identity, registry, http, machine, config.registry.poll_interval_s)
+    machine.attach(lookout.ask)
     link = Link(
         identity,
         boot_id,
@@ -98,6 +99,7 @@ def _compose(config: Config, identity: Identity, state: Path) -> Lifetime:
         on_refresh=lambda _refresh: lookout.refresh(),
         on_connected=machine.connected,
         failed=lifetime.failed,
+        on_command=machine.command,
     )
     reporter.attach(link)
 

@@ -1,15 +1,18 @@
 """The registry thread: looks at the registry with jitter, and at once when somebody says "look again".
 
 Invariants: nothing that goes wrong here ends the thread or touches what serves; it becomes one line of the
-report and another look later. A hint over MQTT only moves the next look forward.
+report and another look later. A hint over MQTT only moves the next look forward. A question (a command's
+model) gets exactly one answer.
 """
 
 from __future__ import annotations
 
 import logging
+import queue
 import random
 import threading
 import time
+from collections.abc import Callable
 
 from edgeward_agent.backoff import Backoff
 from edgeward_agent.enrol import renew
@@ -19,6 +22,7 @@ from edgeward_agent.lifetime import Pulse
 from edgeward_agent.machine import Machine, Wanted
 from edgeward_agent.trust import Desired, Registry
 from edgeward_wire.errors import Rejected, Unavailable
+from edgeward_wire.manifest import Manifest, ModelRef
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +32,9 @@ _NAP_S = 5.0
 _HINT_JITTER_S = 0.5
 _JITTER = 0.2
 _RENEW_AGAIN_S = 3600.0
+
+Answer = Callable[["Manifest | Rejected | Unavailable"], None]
+"""Called on the registry thread: it must only post."""
 
 
 class Lookout:
@@ -42,12 +49,18 @@ class Lookout:
         self._machine = machine
         self._interval_s = interval_s
         self._hint = threading.Event()
+        self._questions: queue.SimpleQueue[tuple[ModelRef, Answer]] = queue.SimpleQueue()
         self._stopping = False
         self._backoff = Backoff(1.0, interval_s)
         self._renew_at = 0.0
 
     def refresh(self) -> None:
         """Look again soon; from any thread."""
+        self._hint.set()
+
+    def ask(self, ref: ModelRef, answer: Answer) -> None:
+        """Verify a released model's manifest, soon; from any thread."""
+        self._questions.put((ref, answer))
         self._hint.set()
 
     def stop(self) -> None:
@@ -58,10 +71,21 @@ class Lookout:
     def run(self, pulse: Pulse) -> None:
         """The thread."""
         while not self._stopping:
+            self._answer(pulse)
             pulse.beat()
             pause = self._look()
             self._renew()
             self._wait(pause, pulse)
+
+    def _answer(self, pulse: Pulse) -> None:
+        while not self._stopping and not self._questions.empty():
+            pulse.beat()
+            ref, answer = self._questions.get()
+            try:
+                found: Manifest | Rejected | Unavailable = self._registry.manifest(ref).manifest
+            except (Rejected, Unavailable) as error:
+                found = error
+            answer(found)
 
     def _look(self) -> float:
         """One look; returns the pause until the next, in seconds."""
@@ -101,7 +125,7 @@ class Lookout:
             pulse.beat()
             if self._hint.wait(min(left, _NAP_S)):
                 self._hint.clear()
-                if not self._stopping:
+                if not self._stopping and self._questions.empty():
                     time.sleep(random.uniform(0.0, _HINT_JITTER_S))  # a fleet gets its hints at once
                 return
 

@@ -19,7 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from edgeward_agent import messages, states
+from edgeward_agent import commands, messages, states
+from edgeward_agent.bench import Ask, Means
+from edgeward_agent.commands import Commands
 from edgeward_agent.config import Config
 from edgeward_agent.fetching import Fetching
 from edgeward_agent.gates import LatencyWatch, Probation
@@ -65,6 +67,9 @@ _ADVANCES = (
 
 class SecurityFloors(Protocol):
     """The part of `floors.Floors` that is used here."""
+
+    @property
+    def last_authenticated_time(self) -> float: ...
 
     def security(self, model: str) -> int: ...
 
@@ -133,6 +138,7 @@ class Machine:
         self._unsaved_at: float | None = None
         self._wants: dict[str, Want | None] = {}
         self._models: frozenset[str] = frozenset()
+        self._commands = self._command_desk()
         saved = journal.load()
         self._was_orderly = saved.orderly
         self._raw = saved.assignment
@@ -155,6 +161,26 @@ class Machine:
     def connected(self) -> None:
         """The broker has accepted us."""
         self._post(self._reporter.connected)
+        self._post(self._commands.connected)
+
+    def command(self, number: int, payload: bytes) -> None:
+        """A command came, whatever it says."""
+        self._post(partial(self._commands.take, number, payload))
+
+    def attach(self, ask: Ask) -> None:
+        """Whom to ask for the manifest of a model that nobody has assigned. Before `run`."""
+        self._commands.attach(
+            Means(
+                config=self._config,
+                hardware=self._hardware,
+                state=self._state,
+                supply=self._supply,
+                qualify=self._programs.qualify,
+                post=self._post,
+                ask=ask,
+                floor=self._floors.security,
+            )
+        )
 
     def poke(self, do: Callable[[], None]) -> None:
         """Do this on the machine's thread."""
@@ -199,6 +225,7 @@ class Machine:
             pass
         self._tick(time.monotonic())
         self._drain()
+        self._commands.turn(time.monotonic())
         self._report()
 
     def _resume(self) -> None:
@@ -219,6 +246,7 @@ class Machine:
         self._report()
 
     def _end(self) -> None:
+        self._commands.stop()
         for pipeline in self._pipelines.values():
             pipeline.fetching.stop_all()
             pipeline.qualifying.stop()
@@ -402,18 +430,20 @@ class Machine:
 
         pipeline.fetching.repair(refs, done)
 
-    def _prune(self, _pipeline: _Pipeline) -> None:
+    def _prune(self, _pipeline: _Pipeline | None = None) -> None:
         manifests = [deployment.contents for deployment in self._deployments()]
         for name, want in self._wants.items():
             if want is not None and want.manifest is not None:
                 asked = Deployment(row=want.row, manifest=want.manifest)
                 manifests += [asked.contents] if name in self._config.pipelines else []
-        self._supply.prune({ref.sha256 for manifest in manifests for ref in manifest.blobs()})
+        needed = {ref.sha256 for manifest in manifests for ref in manifest.blobs()}
+        self._supply.prune(needed | {ref.sha256 for ref in self._commands.blobs})
         self._prune_engines()
         release_memory()
 
     def _prune_engines(self) -> None:
         keep = {deployment.row.model.sha256 for deployment in self._deployments()}
+        keep.update(self._commands.models)
         engines = self._state / "engines"
         for path in engines.iterdir() if engines.is_dir() else ():
             if path.name not in keep:
@@ -497,6 +527,33 @@ class Machine:
     def _raise_floor(self, pipeline: _Pipeline) -> None:
         candidate = _candidate(pipeline)
         self._floors.raise_security(candidate.row.model.name, candidate.contents.security_epoch)
+
+    # --- commands
+
+    def _command_desk(self) -> Commands:
+        return Commands(
+            self._reporter.boot_id,
+            commands.Hooks(
+                respond=self._reporter.response,
+                update=self._update_under_way,
+                beside=self._beside,
+                prune=self._prune,
+                now=lambda: max(self._clock(), self._floors.last_authenticated_time),
+            ),
+        )
+
+    def _update_under_way(self) -> str:
+        busy = [p for p in self._pipelines.values() if p.record.state not in ("idle", "pending")]
+        return ", ".join(f"pipeline {p.name} is {p.record.state.replace('_', ' ')}" for p in busy)
+
+    def _beside(self) -> tuple[str, ...]:
+        """What serves, a line a pipeline."""
+        served = [(p.name, p.running.serving) for p in self._pipelines.values()]
+        return tuple(
+            f"{name}: {d.title}, {d.verdict.chosen.title}"
+            for name, d in served
+            if d and d.verdict and d.verdict.chosen
+        )
 
     # --- time
 

@@ -146,6 +146,8 @@ class Qualify(Document):
     """The plan in service if it is the same model: another needs 10 % to win."""
     scratch: str
     """A directory of its own for engine caches."""
+    budget_s: float = Field(default=900, gt=0)
+    """Plans that were not tried by then are skipped."""
 
 
 # --- qualify -> daemon

@@ -30,10 +30,23 @@ from edgeward_agent.identity import Identity
 from edgeward_agent.segments import Key, Outgoing
 from edgeward_agent.spool import Spool
 from edgeward_wire.ack import Ack, Refresh
+from edgeward_wire.command import CommandResponse
 from edgeward_wire.document import parse
 from edgeward_wire.errors import Rejected
 from edgeward_wire.status import Status
-from edgeward_wire.topics import MAX_PAYLOAD_BYTES, RETAINED, Up, all_down, parse_topic, qos, up
+from edgeward_wire.topics import (
+    COMMAND,
+    MAX_PAYLOAD_BYTES,
+    RESPONSE,
+    RETAINED,
+    Up,
+    all_down,
+    correlation,
+    parse_topic,
+    qos,
+    response,
+    up,
+)
 
 Direct = Literal["birth", "reported", "metrics", "result"]
 
@@ -59,7 +72,7 @@ _BACKOFF_FIRST_S = 1.0
 _BACKOFF_MOST_S = 60.0
 _QUEUE_MOST = 100
 _TURN_S = 5.0
-_OVERHEAD = 64
+_OVERHEAD = 128
 """Bytes of a PUBLISH beside topic and payload, at most."""
 
 _log = logging.getLogger(__name__)
@@ -88,6 +101,7 @@ class Link:
         on_connected: Callable[[], None],
         failed: Callable[[BaseException], None],
         on_disconnected: Callable[[str], None] = lambda reason: None,
+        on_command: Callable[[int, bytes], None] = lambda number, payload: None,
     ) -> None:
         self._identity = identity
         self._boot_id = boot_id
@@ -95,10 +109,11 @@ class Link:
         self.on_refresh = on_refresh
         self.on_connected = on_connected
         self._on_disconnected = on_disconnected
+        self._on_command = on_command
         self._failed = failed
         self._stopping = threading.Event()
         self._alarm = _Alarm()
-        self._queue: deque[tuple[Direct, bytes]] = deque(maxlen=_QUEUE_MOST)
+        self._queue: deque[tuple[Direct, bytes] | CommandResponse] = deque(maxlen=_QUEUE_MOST)
         self._connected = False
         self._under_way: set[Key] = set()
         """Spooled messages that went out on this connection and are not stored yet."""
@@ -124,6 +139,14 @@ class Link:
         if not self.connected:
             return False
         self._queue.append((kind, payload))
+        self._alarm.ring()
+        return True
+
+    def respond(self, answer: CommandResponse) -> bool:
+        """Answer a command now, from any thread; False when not connected."""
+        if not self.connected:
+            return False
+        self._queue.append(answer)
         self._alarm.ring()
         return True
 
@@ -189,7 +212,7 @@ class Link:
             if not self._connected:
                 self._greet(connection)
             while self._queue:
-                connection.publish(*self._queue.popleft())
+                connection.send(self._queue.popleft())
             if connection.take_news() or not self._under_way:
                 patience = RESEND_S
                 resend_at = monotonic() + patience
@@ -254,8 +277,11 @@ class Link:
 
     def _receive(self, topic: str, payload: bytes) -> None:
         try:
-            kind = parse_topic(topic).kind
-            if kind == "refresh":
+            place = parse_topic(topic)
+            kind = place.kind
+            if kind == COMMAND and place.number is not None:
+                self._on_command(place.number, payload)
+            elif kind == "refresh":
                 self.on_refresh(parse(Refresh, payload, limit=MAX_PAYLOAD_BYTES))
             elif kind == "ack":
                 ack = parse(Ack, payload, limit=MAX_PAYLOAD_BYTES)
@@ -371,16 +397,36 @@ class _Connection:
         """Ask for a topic at QoS 1."""
         self._client.subscribe(topic, qos=1)
 
+    def send(self, what: tuple[Direct, bytes] | CommandResponse) -> None:
+        """Queue one of what is not spooled."""
+        if isinstance(what, CommandResponse):
+            self._answer(what)
+        else:
+            self.publish(*what)
+
     def publish(self, kind: Up, payload: bytes, message: Outgoing | None = None) -> bool:
         """Queue one message; False when the broker would end the connection over its length."""
         topic = up(self._identity.device, kind)
-        if len(payload) + len(topic) + _OVERHEAD > self._packet_maximum:
-            _log.error("%s has %d bytes, the broker takes %d.", kind, len(payload), self._packet_maximum)
+        if not self._bearable(kind, topic, payload):
             return False
         info = self._client.publish(topic, payload, qos=qos(kind), retain=kind in RETAINED)
         if qos(kind):
             self._unconfirmed[info.mid] = message
         return True
+
+    def _answer(self, answer: CommandResponse) -> None:
+        topic, payload = response(self._identity.device, answer.n), answer.to_bytes()
+        if self._bearable(RESPONSE, topic, payload):
+            properties = _properties(PacketTypes.PUBLISH)
+            properties.CorrelationData = correlation(answer.boot_id, answer.n)
+            info = self._client.publish(topic, payload, qos=1, properties=properties)
+            self._unconfirmed[info.mid] = None
+
+    def _bearable(self, kind: str, topic: str, payload: bytes) -> bool:
+        if len(payload) + len(topic) + _OVERHEAD <= self._packet_maximum:
+            return True
+        _log.error("%s has %d bytes, the broker takes %d.", kind, len(payload), self._packet_maximum)
+        return False
 
     def room(self) -> int:
         """How many more QoS 1 messages the broker takes now."""

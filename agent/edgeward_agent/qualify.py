@@ -96,7 +96,9 @@ def qualify(order: Qualify, say: Send) -> Verdict:
             only=order.providers,
             scratch=order.scratch,
         )
-        findings = probe.probe(subject, found, incumbent=order.incumbent, progress=progress)
+        findings = probe.probe(
+            subject, found, incumbent=order.incumbent, progress=progress, budget_s=order.budget_s
+        )
     except Rejected as error:
         reason = error.what
     return _verdict(order, findings, reason)

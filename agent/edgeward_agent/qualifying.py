@@ -21,6 +21,7 @@ from edgeward_agent.sysinfo import Machine, available_mb, power_mode
 from edgeward_agent.trial import Trial, Verdicts
 from edgeward_agent.variants import usable_variants
 from edgeward_wire.errors import Rejected, Unavailable
+from edgeward_wire.manifest import Manifest, ModelRef
 from edgeward_wire.verdict import Plan, Verdict
 
 log = logging.getLogger(__name__)
@@ -93,22 +94,17 @@ class Qualifying:
             log.info("%s: the verdict on %s is known.", self._pipeline, candidate.title)
             self._judged(cached)
             return
-        scratch = self._state / "engines" / model.sha256
         try:
-            scratch.mkdir(parents=True, exist_ok=True)
             self._trial = Trial(
                 f"qualify-{self._pipeline}",
                 self._command,
-                messages.Qualify(
-                    model=model,
-                    manifest=candidate.contents,
-                    blobs=str(self._state / "blobs"),
-                    threads=self._config.thread_budget(self._hardware.cores),
-                    key=key,
-                    lock=str(self._config.lock_path()),
-                    providers=self._config.qualify.providers,
+                qualify_order(
+                    model,
+                    candidate.contents,
+                    config=self._config,
+                    hardware=self._hardware,
+                    state=self._state,
                     incumbent=incumbent,
-                    scratch=str(scratch),
                 ),
                 self._post,
                 progressed=self._progressed,
@@ -160,9 +156,46 @@ class Qualifying:
         self.detail = f"{error.what} Again in {pause:.0f} s."[:200]
 
     def _key(self, deployment: Deployment) -> str:
-        return self._hardware.verdict_key(
-            deployment.row.model.sha256,
-            threads=self._config.thread_budget(self._hardware.cores),
-            providers=self._config.qualify.providers,
-            power=power_mode(),
-        )
+        return _key(deployment.row.model, self._config, self._hardware)
+
+
+def qualify_order(
+    model: ModelRef,
+    manifest: Manifest,
+    *,
+    config: Config,
+    hardware: Machine,
+    state: Path,
+    incumbent: Plan | None = None,
+    threads: int | None = None,
+    budget_s: float | None = None,
+) -> messages.Qualify:
+    """What qualify is told of a model whose blobs are here; makes its directory for engine caches.
+
+    Raises:
+        OSError: that directory cannot be made.
+    """
+    scratch = state / "engines" / model.sha256
+    scratch.mkdir(parents=True, exist_ok=True)
+    budget = {} if budget_s is None else {"budget_s": budget_s}
+    return messages.Qualify(
+        model=model,
+        manifest=manifest,
+        blobs=str(state / "blobs"),
+        threads=threads or config.thread_budget(hardware.cores),
+        key=_key(model, config, hardware, threads),
+        lock=str(config.lock_path()),
+        providers=config.qualify.providers,
+        incumbent=incumbent,
+        scratch=str(scratch),
+        **budget,
+    )
+
+
+def _key(model: ModelRef, config: Config, hardware: Machine, threads: int | None = None) -> str:
+    return hardware.verdict_key(
+        model.sha256,
+        threads=threads or config.thread_budget(hardware.cores),
+        providers=config.qualify.providers,
+        power=power_mode(),
+    )

@@ -19,6 +19,7 @@ from edgeward_agent.status import STATUS_FILE, Figures, StatusFile, write_status
 from edgeward_agent.sysinfo import Machine
 from edgeward_wire import __version__
 from edgeward_wire.ack import Ack
+from edgeward_wire.command import CommandResponse
 from edgeward_wire.event import Event, Fault, Happening
 from edgeward_wire.metrics import flat_metrics
 from edgeward_wire.reported import PipelineReport, Reported
@@ -39,6 +40,8 @@ class Outlet(Protocol):
     def connected(self) -> bool: ...
 
     def publish(self, kind: Direct, payload: bytes) -> bool: ...
+
+    def respond(self, response: CommandResponse) -> bool: ...
 
     def wake(self) -> None: ...
 
@@ -91,6 +94,11 @@ class Reporter:
         self._faults: dict[str, str] = {}
         self._status_due = True
         self._broker = False
+
+    @property
+    def boot_id(self) -> str:
+        """Of this run of the daemon."""
+        return self._boot_id
 
     def attach(self, link: Outlet) -> None:
         """Where to publish; before it, all stays in the spool and in status.json."""
@@ -179,6 +187,11 @@ class Reporter:
         if self._link is not None:
             self._link.wake()
         self._status_due = True
+
+    def response(self, response: CommandResponse) -> None:
+        """How far a command is. Not spooled: `Commands` says its last words again on every connect."""
+        if self._link is not None and self._link.connected:
+            self._link.respond(response)
 
     def result(self, result: ResultMessage) -> None:
         """What the model saw."""

@@ -126,6 +126,19 @@ class Registry:
         finally:
             self._floors.save()
 
+    def manifest(self, ref: ModelRef) -> VerifiedManifest:
+        """A released manifest that nobody has assigned, verified as an assigned one is. For commands.
+
+        Raises:
+            Unavailable, Rejected: as `check`; Rejected when no release key has signed this very manifest.
+        """
+        if self._floors.damaged:
+            raise self._floors.damaged
+        try:
+            return self._manifest(self._refreshed(), ref)
+        finally:
+            self._floors.save()
+
     def trusted_time(self) -> float:
         """Unix seconds."""
         return min(max(self._clock(), self._floors.last_authenticated_time, BUILD_TIME), _LATEST)
@@ -257,11 +270,11 @@ class Registry:
         target = look.target(ref.path)
         self._judge(look)
         if target is None:
-            raise Rejected(f"{ref.path} is assigned, but no release key has signed it.", "Deploy it again.")
+            raise Rejected(f"{ref.path} is asked for, but no release key has signed it.", "Deploy it again.")
         if target.hashes.get("sha256") != ref.sha256:
             raise Rejected(
-                f"{ref.path} is assigned with another sha256 than the release key has signed.",
-                "Deploy it again, and find out who changed the assignment.",
+                f"{ref.path} is asked for with another sha256 than the release key has signed.",
+                "Deploy it again, and find out who asks for it.",
             )
         return self._download(target, MAX_MANIFEST_BYTES)
 

@@ -15,7 +15,9 @@ from conftest import missing
 from edgeward_agent import mqtt
 from edgeward_agent.mqtt import IN_FLIGHT, Link, backoff
 from edgeward_agent.spool import Spool
+from edgeward_wire import topics
 from edgeward_wire.ack import Refresh
+from edgeward_wire.command import CommandResponse
 from edgeward_wire.event import Fault
 from edgeward_wire.topics import MAX_PAYLOAD_BYTES
 from sim.broker import Broker, CloudClient, KickingBroker, eventually, find_mosquitto
@@ -40,6 +42,7 @@ class Side:
     failures: list[BaseException] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
     greetings: list[bool] = field(default_factory=list)
+    commands: queue.Queue[tuple[int, bytes]] = field(default_factory=queue.Queue)
     link: Link = field(init=False)
 
     def greet(self) -> None:
@@ -66,6 +69,7 @@ def side(tmp_path: Path, server_authority: Authority, device_authority: Authorit
             on_connected=one.greet,
             failed=one.failures.append,
             on_disconnected=one.troubles.append,
+            on_command=lambda number, payload: one.commands.put((number, payload)),
         )
         made.append(one)
         return one
@@ -354,3 +358,23 @@ def test_backoff_has_full_jitter_below_a_bound_that_doubles(attempt: int) -> Non
     backoff(attempt, lambda low, high: bounds.append((low, high)) or 0.0)  # type: ignore[func-returns-value]
     first, most = mqtt._BACKOFF_FIRST_S, mqtt._BACKOFF_MOST_S
     assert bounds == [(0.0, min(most, first * 2 ** min(attempt, 16)))]
+
+
+def test_a_command_arrives_as_it_is_and_its_answer_carries_the_correlation(
+    side: Make, broker: Broker, cloud: CloudClient
+) -> None:
+    one = side(broker.port)
+    answer = CommandResponse(n=12, boot_id=BOOT, state="refused", reason="Not now.")
+    assert not one.link.respond(answer), "nobody is there to hear it"
+    one.link.start()
+    eventually(lambda: one.link.connected)
+    cloud._client.publish(topics.command(DEVICE, 12), b"whatever", qos=1)
+    assert one.commands.get(timeout=20) == (12, b"whatever")
+    assert one.link.respond(answer)
+    eventually(lambda: any("/up/response/" in m.topic for m in cloud.heard))
+    [message] = [m for m in cloud.heard if "/up/response/" in m.topic]
+    assert message.topic == topics.response(DEVICE, 12)
+    assert (message.qos, message.retain) == (1, False)
+    assert message.properties.CorrelationData == topics.correlation(BOOT, 12)
+    assert CommandResponse.model_validate_json(message.payload) == answer
+    assert one.failures == []

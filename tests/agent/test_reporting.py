@@ -13,6 +13,7 @@ from edgeward_agent.reporting import Reporter
 from edgeward_agent.spool import Spool
 from edgeward_agent.status import read_status
 from edgeward_agent.sysinfo import this_machine
+from edgeward_wire.command import CommandResponse
 from edgeward_wire.document import parse
 from edgeward_wire.histogram import Recorder
 from edgeward_wire.reported import PipelineReport, Reported, Serving, SourceReport, State, Update
@@ -33,6 +34,10 @@ class Broker:
 
     def publish(self, kind: str, payload: bytes) -> bool:
         self.told.append((kind, payload))
+        return True
+
+    def respond(self, response: CommandResponse) -> bool:
+        self.told.append(("response", response.to_bytes()))
         return True
 
     def wake(self) -> None:
@@ -163,3 +168,13 @@ def test_status_is_written_also_without_a_broker(tmp_path: Path, spool: Spool) -
     assert not status.broker
     assert status.reported.registry == "away"
     assert status.reported.pipelines["main"].serving == serving
+
+
+def test_answers_to_commands_are_not_kept_for_later(reporter: Reporter, broker: Broker) -> None:
+    answer = CommandResponse(n=1, boot_id=BOOT, state="done")
+    broker.connected = False
+    reporter.response(answer)
+    broker.connected = True
+    assert broker.told == []
+    reporter.response(answer)
+    assert broker.told == [("response", answer.to_bytes())]
