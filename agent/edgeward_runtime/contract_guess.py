@@ -1,65 +1,33 @@
 """What an ONNX file takes and gives, from the file itself and from what people say about it.
 
-In this order: flags, then the sidecar (`model.toml` beside `model.onnx`, or one that is named), then the
-file's own metadata (`metadata_props["edgeward"]`, the same as JSON), then what can be inferred. What had
-to be inferred and could be wrong is in `notes`; what nobody can infer is in `missing`, each with what
-to do about it: `model inspect` prints both, `deploy` calls `Guess.complete` first.
-
-The sidecar:
-
-    name = "lite0"                     # default: the file's name
-    task = "classification"
-    labels = "labels.txt"              # relative to the sidecar
-    samples = "pictures"               # a directory of pictures for the golden vectors
-    precision = "int8"                 # default: read from the file
-    float = "reason"                   # why there is no INT8 variant
-    [accuracy]
-    top1_agreement_fp32 = 0.95
-    [inputs.image]                     # by the input's name
-    colour = "rgb"                     # and width, height, resize, resize_to, interpolation, crop, pad,
-                                       # scale, bias, layout: edgeward_wire.contract.ImageSpec
-    [inputs.threshold]
-    const = [0.5]
-    [outputs.logits]
-    activation = "softmax"
+What people declare (`sidecar.declarations`) wins over what can be inferred. What had to be inferred and
+could be wrong is in `notes`; what nobody can infer is in `missing`, each with what to do about it:
+`model inspect` prints both, `deploy` calls `Guess.complete` first.
 """
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
 from edgeward_runtime.onnx_file import Facts, read_facts
+from edgeward_runtime.port_guess import carried_states, classical, layout, same_kind, scores
 from edgeward_runtime.sessions import NotLoaded, Port, Session, open_exact
-from edgeward_wire.contract import Contract, DimensionRange, ImageSpec, InputPort, OutputPort, Task
+from edgeward_runtime.sidecar import AUDIO_KEYS, IMAGE_KEYS, Declared, declarations
+from edgeward_wire.contract import AudioSpec, Contract, DimensionRange, ImageSpec, InputPort, OutputPort, Task
 from edgeward_wire.document import faults
-from edgeward_wire.errors import Rejected, Unavailable
+from edgeward_wire.errors import Rejected
 from edgeward_wire.identifiers import NAME_PATTERN
-from edgeward_wire.manifest import Precision
+from edgeward_wire.manifest import Limits, Precision, TargetHints
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]  # mypy checks for 3.10 on any
-
-METADATA_KEY = "edgeward"
-MAX_SIDECAR_BYTES = 1 << 20
 _NAME_STEP = "Use a-z, 0-9, dot, dash and underscore, beginning with a letter or number."
-_KEYS = frozenset(
-    {"name", "task", "labels", "samples", "precision", "float", "accuracy", "inputs", "outputs", "dimensions"}
-)
-_IMAGE_KEYS = frozenset(ImageSpec.model_fields)
-_INPUT_KEYS = _IMAGE_KEYS | {"bind", "const"}
-_OUTPUT_KEYS = frozenset({"activation", "bind"})
-
-Declared = Mapping[str, Any]
+_SCORED: tuple[Task, ...] = ("classification", "audio-classification")
+_HEARS: tuple[Task, ...] = ("audio-classification", "vad")
 
 
 @dataclass(frozen=True)
@@ -84,6 +52,13 @@ class Guess:
     samples: Path | None = None
     float_reason: str | None = None
     accuracy: dict[str, float] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
+    targets: TargetHints = field(default_factory=TargetHints)
+    annotations: dict[str, str] = field(default_factory=dict)
+    report: Path | None = None
+    """What the quantiser said of its work."""
+    variants: Mapping[str, Declared] = field(default_factory=dict)
+    """`[variants.NAME]` as declared, each `file` with its directory."""
     notes: tuple[str, ...] = ()
     missing: tuple[Missing, ...] = ()
 
@@ -108,92 +83,15 @@ def guess(path: Path, sidecar: Path | None = None, flags: Declared | None = None
         Unavailable: a file cannot be read.
     """
     facts = read_facts(path)
-    declared = _declared(path, facts, sidecar, flags or {})
+    declared = declarations(path, facts.metadata, sidecar, flags or {})
     try:
         session = open_exact(path)
     except NotLoaded as error:
-        raise Rejected(
-            f"{path.name} does not load: {error.what}",
-            "Export it again with an operator set that is supported.",
-        ) from error
+        raise _does_not_load(path, error) from error
     try:
         return _Inference(path, facts, session, declared).guess()
     finally:
         session.close()
-
-
-# --- what people declare
-
-
-def read_sidecar(path: Path) -> dict[str, Any]:
-    """A sidecar with its relative paths made absolute. Raises Rejected, Unavailable."""
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_SIDECAR_BYTES + 1)
-    except OSError as error:
-        raise Unavailable(f"{path} cannot be read: {error.strerror or error}.", "Check the path.") from error
-    if len(raw) > MAX_SIDECAR_BYTES:
-        raise Rejected(f"{path.name} is longer than {MAX_SIDECAR_BYTES} bytes.")
-    try:
-        declared = tomllib.loads(raw.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise Rejected(f"{path.name} is not TOML: {error}.") from None
-    return _checked(declared, path.name, path.parent)
-
-
-def _checked(declared: Any, where: str, base: Path) -> dict[str, Any]:
-    """`declared` with only keys that we know, and paths below `base`."""
-    if not isinstance(declared, dict):
-        raise Rejected(f"{where} is not a table of settings.")
-    _known(declared, _KEYS, where)
-    for part, keys in (("inputs", _INPUT_KEYS), ("outputs", _OUTPUT_KEYS)):
-        tables = declared.get(part, {})
-        if not isinstance(tables, dict) or not all(isinstance(t, dict) for t in tables.values()):
-            raise Rejected(f"{where}: [{part}] holds one table for each name.")
-        for name, table in tables.items():
-            _known(table, keys, f"{where}: [{part}.{name}]")
-    checked = dict(declared)
-    for key in ("labels", "samples"):
-        if key in checked:
-            checked[key] = base / str(checked[key])
-    return checked
-
-
-def _known(table: Mapping[str, Any], keys: frozenset[str], where: str) -> None:
-    unknown = sorted(set(table) - keys)
-    if unknown:
-        raise Rejected(
-            f"{where} has the unknown key {unknown[0]!r}.", f"Known are: {', '.join(sorted(keys))}."
-        )
-
-
-def _declared(path: Path, facts: Facts, sidecar: Path | None, flags: Declared) -> dict[str, Any]:
-    """All declarations in one: flags over sidecar over metadata."""
-    layers: list[Declared] = []
-    if METADATA_KEY in facts.metadata:
-        where = f"{path.name}: metadata {METADATA_KEY!r}"
-        try:
-            layers.append(_checked(json.loads(facts.metadata[METADATA_KEY]), where, path.parent))
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise Rejected(f"{where} is not JSON: {error}.") from None
-    beside = path.with_suffix(".toml")
-    if sidecar is not None:
-        layers.append(read_sidecar(sidecar))
-    elif beside.is_file():
-        layers.append(read_sidecar(beside))
-    layers.append(_checked(dict(flags), "the command line", Path.cwd()))
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        _merge(merged, layer)
-    return merged
-
-
-def _merge(into: dict[str, Any], over: Declared) -> None:
-    for key, value in over.items():
-        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        elif value is not None:
-            into[key] = dict(value) if isinstance(value, Mapping) else value
 
 
 # --- what can be inferred
@@ -214,16 +112,20 @@ class _Inference:
                     raise Rejected(
                         f"{path.name} has no {part[:-1]} named {name!r}.", f"It has: {', '.join(names)}."
                     )
+        self.states = self._states()
 
     def guess(self) -> Guess:
         try:
             inputs = self._inputs()
             task = self._task(inputs)
             outputs = tuple(self._output(port, task) for port in self.session.outputs)
+            self._check_states(outputs)
             contract = Contract(
                 task=task, inputs=inputs, outputs=outputs, dimensions={**self.dimensions, **self._ranges()}
             )
             accuracy = {str(k): float(v) for k, v in self.declared.get("accuracy", {}).items()}
+            limits = Limits(**self.declared.get("limits", {}))
+            targets = TargetHints(**self.declared.get("targets", {}))
         except ValidationError as error:
             raise Rejected(
                 f"What is declared about {self.path.name} is not valid: {faults(error)}."
@@ -239,21 +141,45 @@ class _Inference:
             samples=self._samples(),
             float_reason=self.declared.get("float"),
             accuracy=accuracy,
+            limits=limits,
+            targets=targets,
+            annotations={str(k): str(v) for k, v in self.declared.get("annotations", {}).items()},
+            report=self._report(),
+            variants=self.declared.get("variants", {}),
             notes=tuple(self.notes),
             missing=tuple(self.missing),
         )
+
+    def _states(self) -> dict[str, str]:
+        """The binding of each port that is state, by name: what is declared, or else looks like it."""
+        declared = {**self.declared.get("inputs", {}), **self.declared.get("outputs", {})}
+        if any("bind" in table for table in declared.values()):
+            return {}  # whoever declares one state declares all of them
+        free = [port for port in self.session.inputs if not declared.get(port.name)]
+        found: dict[str, str] = {}
+        for read, written in carried_states(free, self.session.outputs).items():
+            state = re.sub(r"[^a-z0-9_]", "_", read.lower())[:32]
+            found[read] = found[written] = f"state:{state}"
+            self.notes.append(f"{read} is not declared: taken as state that {written} carries on, from zero.")
+        return found
 
     def _inputs(self) -> tuple[InputPort, ...]:
         """The first input that looks like a picture is the source, else the first; others are declared."""
         ports = self.session.inputs
         declared = self.declared.get("inputs", {})
-        free = [p for p in ports if not {"bind", "const"} & set(declared.get(p.name, {}))]
-        pictures = [p for p in free if set(declared.get(p.name, {})) & _IMAGE_KEYS or _layout(p) is not None]
-        source = next(iter(pictures or free), None)
+        free = [
+            port
+            for port in ports
+            if not {"bind", "const"} & set(declared.get(port.name, {})) and port.name not in self.states
+        ]
+        seen = [p for p in free if set(declared.get(p.name, {})) & (IMAGE_KEYS | AUDIO_KEYS)]
+        pictures = [p for p in free if layout(p) is not None]
+        source = next(iter(seen or pictures or free), None)
         return tuple(self._input(port, declared.get(port.name, {}), port is source) for port in ports)
 
     def _input(self, port: Port, declared: Declared, source: bool) -> InputPort:
-        bind = declared.get("bind") or ("const" if "const" in declared else "source")
+        bind = declared.get("bind") or self.states.get(port.name)
+        bind = bind or ("const" if "const" in declared else "source")
         if bind == "source" and not source and "bind" not in declared:
             self.missing.append(
                 Missing(
@@ -262,26 +188,63 @@ class _Inference:
                     f"Declare const or bind under [inputs.{port.name}] in {self.path.stem}.toml.",
                 )
             )
-        image = None
-        pictured = bool(set(declared) & _IMAGE_KEYS) or (source and _layout(port) is not None)
-        if bind == "source" and pictured:
-            image = self._image(port, declared)
-        shape = self._shape(port, image)
+        heard = bind == "source" and bool(set(declared) & AUDIO_KEYS)
+        pictured = bool(set(declared) & IMAGE_KEYS) or (source and not heard and layout(port) is not None)
+        image = self._image(port, declared) if bind == "source" and pictured else None
+        audio = self._audio(port, declared) if heard else None
         const = declared.get("const")
         values = (
             tuple(float(v) for v in (const if isinstance(const, list) else [const]))
             if const is not None
             else None
         )
-        return InputPort(name=port.name, dtype=port.dtype, shape=shape, bind=bind, image=image, const=values)
+        return InputPort(
+            name=port.name,
+            dtype=port.dtype,
+            shape=self._shape(port, image, audio),
+            bind=bind,
+            image=image,
+            audio=audio,
+            const=values,
+        )
+
+    def _audio(self, port: Port, declared: Declared) -> AudioSpec:
+        """Sound: its last axis is time, and holds the context and the window."""
+        spec = {key: value for key, value in declared.items() if key in AUDIO_KEYS}
+        length = port.shape[-1] if port.shape else None
+        context = spec.get("context", 0)
+        for key in ("rate", "window"):
+            if key == "window" and isinstance(length, int):
+                spec.setdefault("window", length - context)
+            elif key not in spec:
+                spec[key] = 16_000
+                self.missing.append(
+                    Missing(
+                        f"inputs.{port.name}",
+                        f"Input {port.name} takes sound, and nothing says its {key}.",
+                        f"Declare {key} under [inputs.{port.name}] in {self.path.stem}.toml"
+                        f" ({'Hz' if key == 'rate' else 'in samples'}).",
+                    )
+                )
+        if isinstance(length, int) and spec["window"] + context != length:
+            raise Rejected(
+                f"Input {port.name} is {length} samples long in the file, but window {spec['window']} and"
+                f" context {context} are declared."
+            )
+        if "hop" not in spec:
+            spec["hop"] = spec["window"]
+            self.notes.append(f"hop of {port.name} is not declared: taken as its window, {spec['hop']}.")
+        if port.dtype not in ("float32", "float16"):
+            raise Rejected(f"Input {port.name} is {port.dtype}; sound goes in as float32 or float16.")
+        return AudioSpec(**spec)
 
     def _image(self, port: Port, declared: Declared) -> ImageSpec:
-        layout = declared.get("layout") or _layout(port) or "nchw"
+        placed = declared.get("layout") or layout(port) or "nchw"
         rank4 = len(port.shape) == 4
-        height, width = (port.shape[2:4] if layout == "nchw" else port.shape[1:3]) if rank4 else (None, None)
-        channels = (port.shape[1] if layout == "nchw" else port.shape[3]) if rank4 else 3
-        spec = {k: v for k, v in declared.items() if k in _IMAGE_KEYS}
-        spec["layout"] = layout
+        height, width = (port.shape[2:4] if placed == "nchw" else port.shape[1:3]) if rank4 else (None, None)
+        channels = (port.shape[1] if placed == "nchw" else port.shape[3]) if rank4 else 3
+        spec = {k: v for k, v in declared.items() if k in IMAGE_KEYS}
+        spec["layout"] = placed
         for key, size in (("width", width), ("height", height)):
             if key not in spec and isinstance(size, int):
                 spec[key] = size
@@ -319,12 +282,14 @@ class _Inference:
                 [float(v) for v in value] if isinstance(value, (list, tuple)) else [float(value)] * channels
             )
 
-    def _shape(self, port: Port, image: ImageSpec | None) -> tuple[int | str, ...]:
+    def _shape(self, port: Port, image: ImageSpec | None, audio: AudioSpec | None) -> tuple[int | str, ...]:
         """The port's shape with every free dimension named and ranged."""
         sizes: dict[int, int] = {}
         if image is not None and len(port.shape) == 4:
             first = 2 if image.layout == "nchw" else 1
             sizes = {first: image.height, first + 1: image.width, (1 if first == 2 else 3): image.channels}
+        if audio is not None:
+            sizes = {len(port.shape) - 1: audio.context + audio.window}
         shape: list[int | str] = []
         for axis, dimension in enumerate(port.shape):
             if isinstance(dimension, int):
@@ -342,7 +307,7 @@ class _Inference:
         activation = declared.get("activation")
         if activation is None:
             activation = "none"
-            if task == "classification" and port is self.session.outputs[0]:
+            if task in _SCORED and port is scores(self.session.outputs) and not classical(self.facts):
                 last = self.facts.producer_of(port.name)
                 activation = "none" if last in ("Softmax", "Sigmoid") else "softmax"
                 if activation == "softmax":
@@ -356,8 +321,22 @@ class _Inference:
             dtype=port.dtype,
             shape=shape,
             activation=activation,
-            bind=declared.get("bind", "result"),
+            bind=declared.get("bind") or self.states.get(port.name, "result"),
         )
+
+    def _check_states(self, outputs: Sequence[OutputPort]) -> None:
+        """What a run leaves must be what the next one takes. Raises Rejected."""
+        written = {port.bind: port.name for port in outputs}
+        made = {port.name: port for port in self.session.outputs}
+        declared = self.declared.get("inputs", {})
+        for port in self.session.inputs:
+            bind = declared.get(port.name, {}).get("bind") or self.states.get(port.name, "")
+            other = made.get(written.get(bind, "")) if bind.startswith("state:") else None
+            if other is not None and not same_kind(port, other):
+                raise Rejected(
+                    f"{bind} cannot be carried on: {port.name} is {port.dtype} {_shape_text(port)}, but"
+                    f" {other.name} is {other.dtype} {_shape_text(other)}."
+                )
 
     def _task(self, inputs: tuple[InputPort, ...]) -> Task:
         declared = self.declared.get("task")
@@ -367,15 +346,27 @@ class _Inference:
                     f"The task {declared!r} is not known.", f"Known are: {', '.join(get_args(Task))}."
                 )
             task: Task = declared
+            source = next((p for p in inputs if p.bind == "source"), None)
+            if task in _HEARS and source is not None and source.image is None and source.audio is None:
+                self.missing.append(
+                    Missing(
+                        f"inputs.{source.name}",
+                        f"Nothing says at what rate input {source.name} takes sound.",
+                        f"Declare rate (and window, hop, context) under [inputs.{source.name}] in"
+                        f" {self.path.stem}.toml.",
+                    )
+                )
             return task
-        rows = self.session.outputs[0].shape
-        if (
-            any(p.image is not None for p in inputs)
-            and len(rows) == 2
-            and (rows[0] == 1 or not isinstance(rows[0], int))
-        ):
+        rows = scores(self.session.outputs).shape
+        one_row = len(rows) == 2 and (rows[0] == 1 or not isinstance(rows[0], int))
+        if any(p.image is not None for p in inputs) and one_row:
             self.notes.append("task is not declared: one row of numbers a picture, taken as classification.")
             return "classification"
+        known = classical(self.facts)
+        if known is not None:
+            kind = "a classifier" if known == "classification" else "a regressor"
+            self.notes.append(f"task is not declared: {kind} of scikit-learn's kind, taken as {known}.")
+            return known
         self.missing.append(
             Missing("task", f"Nothing says what {self.path.name} is for.", "Say it with --task.")
         )
@@ -414,7 +405,7 @@ class _Inference:
                 )
             return path
         if task == "classification":
-            classes = self.session.outputs[0].shape[-1]
+            classes = next(iter(scores(self.session.outputs).shape[-1:]), None)
             lines = f"{classes} lines" if isinstance(classes, int) else "lines"
             self.missing.append(
                 Missing(
@@ -432,17 +423,31 @@ class _Inference:
             return None
         path = Path(declared)
         if not path.exists():
-            raise Rejected(f"The samples {path} are not there.", "Name a directory of pictures.")
+            raise Rejected(
+                f"The samples {path} are not there.",
+                "Name a directory of pictures or WAV files, or an .npz of inputs.",
+            )
         return path
 
+    def _report(self) -> Path | None:
+        declared = self.declared.get("report")
+        if declared is not None and not Path(declared).is_file():
+            raise Rejected(
+                f"The report {declared} is not there.", "Copy it too, or take `report` out of the sidecar."
+            )
+        return Path(declared) if declared is not None else None
 
-def _layout(port: Port) -> Literal["nchw", "nhwc"] | None:
-    """The layout of what looks like one picture: four dimensions, one of them 1 or 3 channels."""
-    shape = port.shape
-    if len(shape) != 4 or port.dtype not in ("float32", "float16", "uint8"):
-        return None
-    if isinstance(shape[0], int) and shape[0] != 1:
-        return None
-    if shape[1] in (1, 3):
-        return "nchw"
-    return "nhwc" if shape[3] in (1, 3) else None
+
+def _shape_text(port: Port) -> str:
+    return "(" + ", ".join(str(d) if d is not None else "?" for d in port.shape) + ")"
+
+
+def _does_not_load(path: Path, error: NotLoaded) -> Rejected:
+    step = "Export it again with an operator set that is supported."
+    if "seq(" in error.what or "map(" in error.what:
+        step = "Convert it again with options={'zipmap': False}, so that probabilities are one array."
+    elif "tensor(string)" in error.what:
+        step = "Export it with numbers as inputs and as labels: no device feeds or reads text."
+    elif "tensor(double)" in error.what:
+        step = "Export it with float32 inputs."
+    return Rejected(f"{path.name} does not load: {error.what}", step)

@@ -1,8 +1,15 @@
-"""Concrete shapes and constant tensors of a contract's ports."""
+"""Concrete shapes of a contract's ports, and the tensors that no source feeds: constants and states.
+
+    feeds = {**constants(contract), **states, **what the source gives}
+    states = next_states(contract, outputs)          # for the next run; the first has initial_states
+
+Invariant: a state begins at zero, and what a run leaves in it is what the next one is given.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -41,3 +48,29 @@ def constants(contract: Contract) -> dict[str, npt.NDArray[Any]]:
             np.broadcast_to(values, shape) if values.size == 1 else values.reshape(shape)
         )
     return found
+
+
+def initial_states(contract: Contract) -> dict[str, npt.NDArray[Any]]:
+    """Zeros for each input that is bound to a state. Raises Rejected when one is huge."""
+    return {
+        port.name: np.zeros(shape_of(contract, port), np.dtype(port.dtype))
+        for port in contract.inputs
+        if port.bind.startswith("state:")
+    }
+
+
+def next_states(contract: Contract, outputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """What the next run's state inputs get, from this run's outputs by name; the very arrays, not copies.
+
+    Raises:
+        Rejected: an output that the contract binds to a state is not among them.
+    """
+    written = {port.bind: port.name for port in contract.outputs}
+    carried = {}
+    for port in contract.inputs:
+        if port.bind.startswith("state:"):
+            name = written[port.bind]  # the contract has checked that each state is written
+            if name not in outputs:
+                raise Rejected(f"The file has no output {name!r}, which the contract binds to {port.bind}.")
+            carried[port.name] = outputs[name]
+    return carried

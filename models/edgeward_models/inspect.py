@@ -15,9 +15,10 @@ from typing import Any
 import tomli_w
 
 from edgeward_models.graph import Facts, embed_external_data, read_facts
-from edgeward_models.variants import Further, take_variants
+from edgeward_models.variants import Further, further_variants
 from edgeward_runtime.contract_guess import Guess, guess
 from edgeward_wire.contract import Contract, InputPort
+from edgeward_wire.manifest import TargetHints
 
 _ARRAY = re.compile(r"\[\n((?: +[-+.0-9e]+,\n)+)\]")
 
@@ -50,10 +51,8 @@ def inspect_model(
     beside = path.with_suffix(".toml")
     if sidecar is None and beside.is_file():
         sidecar = beside
-    further: tuple[Further, ...] = ()
-    if sidecar is not None:
-        sidecar, further = take_variants(sidecar, scratch)
-    return Inspection(facts, guess(whole, sidecar, flags), whole, further)
+    known = guess(whole, sidecar, flags)
+    return Inspection(facts, known, whole, further_variants(known.variants))
 
 
 def facts_table(inspection: Inspection) -> list[tuple[str, str]]:
@@ -122,15 +121,34 @@ def sidecar_text(inspection: Inspection) -> str:
     if known.samples is not None:
         body["samples"] = _relative(known.samples, facts.path)
     else:
-        head.append('# samples = "pictures"   # pictures as the device will see them: strong evidence')
+        head.append(f"# samples = {_SAMPLES[_kind(known.contract)]}: strong evidence")
     if known.float_reason:
         body["float"] = known.float_reason
-    if known.accuracy:
-        body["accuracy"] = known.accuracy
+    if known.report is not None:
+        body["report"] = _relative(known.report, facts.path)
+    tables: dict[str, dict[str, Any]] = {
+        "accuracy": known.accuracy,
+        "limits": known.limits.model_dump(exclude_none=True),
+        "targets": _hints(known.targets),
+        "annotations": known.annotations,
+    }
+    body.update({name: table for name, table in tables.items() if table})
     body.update(_ports(known.contract))
     if inspection.further:
         body["variants"] = {one.name: _variant(one, facts.path) for one in inspection.further}
     return "\n".join(head) + "\n" + _ARRAY.sub(_one_line, tomli_w.dumps(body))
+
+
+_SAMPLES = {
+    "image": '"pictures"    # pictures as the device will see them',
+    "audio": '"sounds"      # WAV files as the device will hear them',
+    "tensor": '"samples.npz" # one array for each input, a row a sample',
+}
+
+
+def _kind(contract: Contract) -> str:
+    source = contract.source
+    return "image" if source.image is not None else "audio" if source.audio is not None else "tensor"
 
 
 def _one_line(array: re.Match[str]) -> str:
@@ -152,6 +170,8 @@ def _input(port: InputPort) -> dict[str, Any]:
     if port.image is not None:
         table = port.image.model_dump(mode="json", exclude_none=True)
         return table if port.image.resize == "letterbox" else {k: v for k, v in table.items() if k != "pad"}
+    if port.audio is not None:
+        return port.audio.model_dump(mode="json")
     return {} if port.bind == "source" else {"bind": port.bind}
 
 
@@ -159,7 +179,12 @@ def _variant(variant: Further, model: Path) -> dict[str, Any]:
     table: dict[str, Any] = {"file": _relative(variant.file, model)}
     if variant.precision is not None:
         table["precision"] = variant.precision
-    return table | {key: list(value) for key, value in variant.targets if value}
+    table |= _hints(variant.targets)
+    return table | ({"accuracy": variant.accuracy} if variant.accuracy else {})
+
+
+def _hints(targets: TargetHints) -> dict[str, Any]:
+    return {key: list(value) for key, value in targets if value}
 
 
 def _relative(path: Path, model: Path) -> str:

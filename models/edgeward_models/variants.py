@@ -4,32 +4,26 @@
     file = "model-fp16.onnx"           # relative to the sidecar
     precision = "fp16"                 # optional; the file must agree
     providers = ["Tensorrt", "CUDA"]   # optional, as are arch and isa: where it makes sense
+    [variants.fp16.accuracy]           # optional: what was measured on this very file
+    top1_agreement_fp32 = 0.99
 
 Invariant: all variants have the same ports, so that one contract and one set of samples serves them all.
 """
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import tomli_w
 from pydantic import ValidationError
 
 from edgeward_models.graph import Facts
-from edgeward_runtime.contract_guess import MAX_SIDECAR_BYTES
 from edgeward_wire.document import faults
-from edgeward_wire.errors import Rejected, Unavailable
+from edgeward_wire.errors import Rejected
 from edgeward_wire.manifest import Parity, Precision, TargetHints
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]  # mypy checks for 3.10 on any
-
-_KEYS = {"file", "precision", "arch", "isa", "providers"}
 _PARITY: dict[Precision, float] = {"int8": 0.99, "fp32": 0.99, "fp16": 0.98}
 
 
@@ -41,34 +35,12 @@ class Further:
     file: Path
     precision: str | None
     targets: TargetHints
+    accuracy: dict[str, float] = field(default_factory=dict)
 
 
-def take_variants(sidecar: Path, scratch: Path) -> tuple[Path, tuple[Further, ...]]:
-    """The sidecar without its variants (itself, or a copy in `scratch`), and the variants.
-
-    Raises:
-        Rejected: a table is not in the format. Unavailable: the sidecar cannot be read.
-    """
-    try:
-        with sidecar.open("rb") as stream:
-            raw = stream.read(MAX_SIDECAR_BYTES + 1)
-        table: dict[str, Any] = tomllib.loads(raw.decode())
-    except OSError as error:
-        raise Unavailable(f"{sidecar} cannot be read: {error.strerror}.", "Check the path.") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError):
-        return sidecar, ()  # whoever reads the rest says what is wrong with it
-    if "variants" not in table:
-        return sidecar, ()
-    declared = table.pop("variants")
-    if not isinstance(declared, dict):
-        raise Rejected(f"{sidecar.name}: [variants] holds one table for each name.")
-    further = tuple(_further(sidecar, name, value) for name, value in sorted(declared.items()))
-    for key in ("labels", "samples"):
-        if key in table:
-            table[key] = str((sidecar.parent / str(table[key])).absolute())
-    rest = scratch / sidecar.name
-    rest.write_text(tomli_w.dumps(table))
-    return rest, further
+def further_variants(declared: Mapping[str, Mapping[str, Any]]) -> tuple[Further, ...]:
+    """The variants of a `Guess`. Raises Rejected when a table lacks its file or holds what it must not."""
+    return tuple(_further(name, table) for name, table in sorted(declared.items()))
 
 
 def check_variant(variant: Further, facts: Facts, main: Facts) -> None:
@@ -94,18 +66,18 @@ def parity_for(precision: Precision) -> Parity:
     return Parity(cosine=_PARITY[precision])
 
 
-def _further(sidecar: Path, name: str, table: Any) -> Further:
-    where = f"{sidecar.name}: [variants.{name}]"
-    if not isinstance(table, dict) or not isinstance(table.get("file"), str):
+def _further(name: str, table: Mapping[str, Any]) -> Further:
+    where = f"[variants.{name}]"
+    if "file" not in table:
         raise Rejected(f'{where} needs file = "...".')
-    unknown = sorted(table.keys() - _KEYS)
-    if unknown:
-        raise Rejected(
-            f"{where} has the unknown key {unknown[0]!r}.", f"Known are: {', '.join(sorted(_KEYS))}."
-        )
-    hints = {key: table[key] for key in ("arch", "isa", "providers") if key in table}
+    figures = table.get("accuracy", {})
+    numbers = isinstance(figures, Mapping) and all(type(v) in (int, float) for v in figures.values())
+    if not numbers:
+        raise Rejected(f"{where} has an accuracy that is not a table of numbers.")
+    hints = {key: table[key] for key in TargetHints.model_fields if key in table}
     try:
         targets = TargetHints(**hints)
     except ValidationError as error:
         raise Rejected(f"{where} is not valid: {faults(error)}.") from error
-    return Further(name, sidecar.parent / table["file"], table.get("precision"), targets)
+    accuracy = {str(key): float(value) for key, value in figures.items()}
+    return Further(name, Path(table["file"]), table.get("precision"), targets, accuracy)

@@ -158,6 +158,12 @@ class Contract(Signed):
         return tuple(p for p in self.outputs if p.bind == "result")
 
     @property
+    def scores(self) -> OutputPort | None:
+        """The result that a classification reads: the first of floats, else the first."""
+        results = self.results
+        return next((p for p in results if p.dtype.startswith("float")), results[0] if results else None)
+
+    @property
     def stateful(self) -> bool:
         """Whether state is carried from run to run."""
         return any(p.bind.startswith("state:") for p in self.inputs)

@@ -22,6 +22,23 @@ MAX_MANIFEST_BYTES = 256 << 10
 FEATURES = frozenset({"classification"})
 """What this release of the agent can run; a manifest that requires more stays pending."""
 
+
+def features(contract: Contract) -> tuple[str, ...]:
+    """What a device must be able to do for this contract: the task, and whatever goes beyond one picture.
+
+    `audio`: sound goes in. `state`: state is carried from run to run. `tensors`: something else than one
+    picture or one sound goes in.
+    """
+    sources = [port for port in contract.inputs if port.bind == "source"]
+    plain = len(sources) == 1 and (sources[0].image is not None or sources[0].audio is not None)
+    beyond = {
+        "audio": any(port.audio is not None for port in sources),
+        "state": contract.stateful,
+        "tensors": not plain,
+    }
+    return (contract.task, *(name for name, needed in beyond.items() if needed))
+
+
 Precision = Literal["int8", "fp16", "fp32"]
 
 
