@@ -79,6 +79,15 @@ RECIPES: dict[str, Entry] = {
             "Hugging Face's state dict",
             "distilhubert",
         ),
+        Entry(
+            "silero-vad",
+            "Silero VAD, 16 kHz",
+            "vad",
+            "MIT",
+            "trained",
+            "the package's wheel or its .onnx",
+            "silero_vad",
+        ),
     )
 }
 

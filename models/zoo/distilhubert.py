@@ -1,9 +1,9 @@
-"""DistilHuBERT: speech features from one second of sound at 16 kHz, in the graph that PyTorch's exporter emits.
+"""DistilHuBERT: speech features from one second of sound at 16 kHz, as PyTorch's exporter writes it.
 
-Seven convolutions over the samples (the first with group normalisation), a positional convolution of 128 taps in 16
-groups, two transformer layers of 768 with twelve heads; `features` (1, 49, 768). LayerNormalization is one node
-(opset 17), GELU and the attention are decomposed. The published model ends there: its prediction heads served
-training only. Random weights, unless `--weights` brings a state dict with Hugging Face's names.
+Seven convolutions over the samples (the first with group normalisation), a positional convolution of 128 taps
+in 16 groups, two transformer layers of 768 with twelve heads; `features` (1, 49, 768). LayerNormalization is
+one node (opset 17), GELU and the attention are decomposed. The published model ends there: its prediction
+heads served training only. Random weights, unless `--weights` brings a state dict with Hugging Face's names.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def network(name: str, about: str, parameters: Parameters, progress: Progress = 
 
 
 def chirps() -> Array:
-    """(1, 16000): half a second of rising tones, half of noise with pauses; mean 0, variance 1, as speech is fed."""
+    """(1, 16000): half of it rising tones, half noise with pauses; mean 0, variance 1."""
     time = np.arange(WINDOW) / RATE
     tones = sum(np.sin(2 * np.pi * base * (time + time**2)) / k for k, base in enumerate((120, 440, 900), 1))
     noise = np.random.default_rng(7).standard_normal(WINDOW) * (np.sin(2 * np.pi * 6 * time) > 0)
@@ -199,7 +199,7 @@ def _attention(graph: Graph, x: Value, at: str, steps: int) -> Value:
 
 
 def _linear(graph: Graph, x: Value, at: str, inputs: int, outputs: int) -> Value:
-    """MatMul with the transposed weights, then Add: what the exporter makes of a linear layer on sequences."""
+    """MatMul with the transposed weights, then Add: a linear layer on sequences, as it is exported."""
     shape = (outputs, inputs)
     draw = scaled_by(lambda w: x.seen @ w.T, normal(shape, 1 / math.sqrt(inputs)))
     weights = graph.parameters.get(f"{at}.weight", shape, draw)

@@ -1,7 +1,7 @@
 """The zoo's operators in NumPy, in double precision: what a graph computes on its probe while it is built.
 
-Slow beside a runtime, but exact enough that rounding to twelve bits gives the same weights on every machine, and
-independent of the runtime that later runs the graph. Pictures are (n, channels, height, width), sound
+Slow beside a runtime, but exact enough that rounding to twelve bits gives the same weights on every machine,
+and independent of the runtime that later runs the graph. Pictures are (n, channels, height, width), sound
 (n, channels, samples); all arrays float64.
 """
 

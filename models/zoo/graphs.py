@@ -3,8 +3,8 @@
 Invariants
 - A graph is a function of its parameters: the same ones give the same bytes, on any machine.
 - While it is built with random weights, each operator also runs on a small probe (`forward`), so that a
-  normalisation can take its statistics from what really arrives there: activations keep their size through the
-  depth, as they do in a trained network. With trained weights nothing runs.
+  normalisation can take its statistics from what really arrives there: activations keep their size through
+  the depth, as they do in a trained network. With trained weights nothing runs.
 - Nodes and weights have the names that PyTorch's exporter gives them, in opset 17.
 """
 

@@ -77,7 +77,7 @@ def network(name: str, about: str, parameters: Parameters, progress: Progress = 
     for stage, (width, blocks) in enumerate(STAGES, start=1):
         for block in range(blocks):
             stride = 2 if stage > 1 and block == 0 else 1
-            x = _bottleneck(graph, x, f"layer{stage}.{block}", channels, width, stride)
+            x = _bottleneck(graph, x, f"layer{stage}.{block}", (channels, width), stride)
             channels = 4 * width
     return graph.model({"logits": (_head(graph, x, channels), ("batch", CLASSES))}, about)
 
@@ -87,13 +87,15 @@ def _rectified(graph: Graph, x: Value, at: str, channels: int) -> Value:
     return graph.op("Relu", [x], at.rpartition(".")[0] or "relu", lambda a: np.maximum(a, 0))
 
 
-def _bottleneck(graph: Graph, x: Value, at: str, channels: int, width: int, stride: int) -> Value:
-    y = _rectified(graph, conv(graph, x, f"{at}.conv1", (channels, width), (1, 1)), f"{at}.bn1", width)
+def _bottleneck(graph: Graph, x: Value, at: str, channels: tuple[int, int], stride: int) -> Value:
+    """From channels[0] to four times channels[1]."""
+    given, width = channels
+    y = _rectified(graph, conv(graph, x, f"{at}.conv1", (given, width), (1, 1)), f"{at}.bn1", width)
     y = conv(graph, y, f"{at}.conv2", (width, width), (3, 3), stride=stride, pad=1)
     y = conv(graph, _rectified(graph, y, f"{at}.bn2", width), f"{at}.conv3", (width, 4 * width), (1, 1))
     y = batch_norm(graph, y, f"{at}.bn3", 4 * width, gain=BRANCH_GAIN)
-    if stride != 1 or channels != 4 * width:
-        x = conv(graph, x, f"{at}.downsample.0", (channels, 4 * width), (1, 1), stride=stride)
+    if stride != 1 or given != 4 * width:
+        x = conv(graph, x, f"{at}.downsample.0", (given, 4 * width), (1, 1), stride=stride)
         x = batch_norm(graph, x, f"{at}.downsample.1", 4 * width)
     return graph.op("Relu", [add(graph, y, x, at)], at, lambda a: np.maximum(a, 0))
 

@@ -16,6 +16,7 @@ IMAGENET_LABELS = HERE / "imagenet-labels.txt"
 COCO_LABELS = HERE / "coco-labels.txt"
 PICTURES = HERE / "pictures"
 IMAGENET_MEAN, IMAGENET_SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+OWN_LICENCE, TRAINED_LICENCE = "Apache-2.0", "of the weights"
 MEANS_NOTHING = "The weights are random: what it answers means nothing. It is for measurements of speed."
 
 
@@ -40,6 +41,7 @@ def classifier(model: Path, about: str, *, trained: bool) -> Built:
         {"task": "classification", **table},
         labels=IMAGENET_LABELS,
         pictures=True,
+        licence=TRAINED_LICENCE if trained else OWN_LICENCE,
         notes=() if trained else (MEANS_NOTHING,),
     )
 
@@ -58,6 +60,7 @@ def detector(model: Path, about: str, *, size: int, trained: bool) -> Built:
         },
         labels=COCO_LABELS,
         pictures=True,
+        licence=TRAINED_LICENCE if trained else OWN_LICENCE,
         notes=() if trained else (MEANS_NOTHING,),
     )
 
@@ -69,6 +72,7 @@ def listener(model: Path, about: str, *, rate: int, window: int, trained: bool) 
         model,
         about,
         {"task": "tensor", "inputs": {"audio": audio}, "outputs": {"features": {"activation": "none"}}},
+        licence=TRAINED_LICENCE if trained else OWN_LICENCE,
         notes=() if trained else (MEANS_NOTHING,),
     )
 
@@ -80,11 +84,14 @@ def write(
     *,
     labels: Path | None = None,
     pictures: bool = False,
+    licence: str = "",
     notes: tuple[str, ...] = (),
 ) -> Built:
     """Write `model`.toml, and copy the labels and pictures that it names beside it."""
     out = model.parent
     head: dict[str, Any] = {"name": model.stem, "task": table["task"]}
+    if licence:
+        table = {**table, "annotations": {"licence": licence}}
     files = [model]
     if labels is not None:
         files.append(Path(shutil.copyfile(labels, out / labels.name)))

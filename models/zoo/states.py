@@ -90,8 +90,8 @@ def parameters(
 ) -> tuple[str, Seeded | Loaded]:
     """The model's name and where its weights come from: seeded noise, or the state dict in `weights`.
 
-    A prefix that all names have is taken off; tensors in `ignore` may be there; the ends of names in `renamed`
-    mean what they map to.
+    A prefix that all names have is taken off; tensors in `ignore` may be there; the ends of names in
+    `renamed` mean what they map to.
 
     Raises:
         Rejected, Unavailable: as `read`.

@@ -193,14 +193,15 @@ def _outputs(graph: Graph, x: Value, level: int) -> Value:
         at = f"model.22.{branch}.{level}"
         y = _conv(graph, x, f"{at}.0", channels, width, kernel=3)
         y = _conv(graph, y, f"{at}.1", width, width, kernel=3)
-        parts.append(_last(graph, y, f"{at}.2", (out, width, 1, 1), spread, bias))
+        parts.append(_last(graph, y, f"{at}.2", (out, width, 1, 1), (bias, spread)))
     return concat(graph, parts, "model.22")
 
 
 def _last(
-    graph: Graph, x: Value, at: str, shape: tuple[int, int, int, int], spread: float, bias: float
+    graph: Graph, x: Value, at: str, shape: tuple[int, int, int, int], result: tuple[float, float]
 ) -> Value:
-    """A convolution with a bias of its own. Behind it nothing is drawn, so nothing is computed."""
+    """A convolution with a bias of its own, drawn to give this mean and spread. The last that is drawn."""
+    bias, spread = result
     draw = scaled_by(lambda w: forward.conv(x.seen, w), he(shape), spread)
     weights = graph.parameters.get(f"{at}.weight", shape, draw)
     offsets = graph.parameters.get(f"{at}.bias", shape[:1], around(bias, shape[:1], 0.1))

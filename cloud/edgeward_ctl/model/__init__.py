@@ -10,10 +10,11 @@ from typing import Any
 
 import typer
 
-from edgeward_ctl.model import inspect
+from edgeward_ctl.model import inspect, optimise, zoo
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "inspect": inspect.command,
+    "optimise": optimise.command,
 }
 
 app = typer.Typer(
@@ -23,3 +24,4 @@ app = typer.Typer(
 )
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
+app.add_typer(zoo.app, name="zoo")
