@@ -1,12 +1,68 @@
-"""FP16 in the graph, float32 at its inputs and outputs: what CUDA and TensorRT run as it is."""
+"""What stays in float32 when a graph becomes FP16. Pure: the conversion itself is the quantiser's adapter.
+
+FP16 ends at 65504 and has eleven bits. So three kinds of nodes keep float32: operators without a kernel
+for it or whose results overflow; the variance inside a norm that an exporter has taken apart (squares
+of large values, and an epsilon that FP16 does not know); and what follows the last weights: a box decoder in
+FP16 would round coordinates beyond 512 to half a pixel.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
 import onnx
+from onnx import numpy_helper
+
+from edgeward_models.regions import Graph
+
+BLOCKED = (
+    "CumSum",
+    "Exp",
+    "Log",
+    "LpNormalization",
+    "Max",
+    "Min",
+    "NonMaxSuppression",
+    "RandomNormalLike",
+    "RandomUniformLike",
+    "Range",
+    "ReduceL2",
+    "ReduceLogSumExp",
+    "ReduceSumSquare",
+    "RoiAlign",
+    "TopK",
+    "Upsample",
+)
+"""Operators that stay in float32 wherever they stand."""
+
+_MEANS = ("ReduceMean", "GlobalAveragePool")
 
 
-def to_half(model: onnx.ModelProto, keep_float: Collection[str] = ()) -> onnx.ModelProto:
-    """The model with FP16 weights and activations; nodes named in `keep_float` stay in float32."""
-    raise NotImplementedError
+def float_nodes(graph: Graph, keep_float: Collection[str] = ()) -> list[str]:
+    """Names of the nodes that stay in float32, in the graph's order, beside those that `BLOCKED` names."""
+    kept = {*keep_float, *graph.tail}
+    for node in graph.nodes:
+        if _squares(graph, node):
+            kept.update(_variance(graph, node))
+    return [node.name for node in graph.nodes if node.name in kept]
+
+
+def _squares(graph: Graph, node: onnx.NodeProto) -> bool:
+    if node.op_type == "Mul":
+        return len(node.input) == 2 and node.input[0] == node.input[1]
+    if node.op_type != "Pow" or node.input[1] not in graph.constants:
+        return False
+    exponent = numpy_helper.to_array(graph.constants[node.input[1]])
+    return bool(exponent.size == 1 and float(exponent.reshape(-1)[0]) == 2.0)
+
+
+def _variance(graph: Graph, square: onnx.NodeProto) -> set[str]:
+    """The nodes from a square over its mean and an epsilon to the root, if that is what it is."""
+    chain, node = {square.name}, square
+    for wanted in (_MEANS, ("Add",), ("Sqrt",)):
+        following = graph.consumers.get(node.output[0], [])
+        if len(following) != 1 or following[0].op_type not in wanted:
+            return set()
+        node = following[0]
+        chain.add(node.name)
+    return chain

@@ -11,10 +11,11 @@ Invariant: the outputs are those of the original, checked on the samples given o
 from __future__ import annotations
 
 import contextlib
+import heapq
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,40 @@ def strip(model: onnx.ModelProto) -> None:
     model.producer_name, model.producer_version, model.doc_string = "edgeward", "", ""
     model.graph.doc_string = ""
     model.ir_version = min(model.ir_version, MAX_IR_VERSION)
+
+
+def sort_nodes(graph: onnx.GraphProto) -> None:
+    """Put every node behind those that it reads, otherwise in the order that they have; in place."""
+    makers = {name: k for k, node in enumerate(graph.node) for name in node.output if name}
+    waits = [{makers[name] for name in _reads(node) if name in makers} for node in graph.node]
+    readers: dict[int, list[int]] = {}
+    for k, before in enumerate(waits):
+        for other in before:
+            readers.setdefault(other, []).append(k)
+    ready = [k for k, before in enumerate(waits) if not before]  # ascending: a heap already
+    order: list[int] = []
+    while ready:
+        k = heapq.heappop(ready)
+        order.append(k)
+        for reader in readers.get(k, ()):
+            waits[reader].discard(k)
+            if not waits[reader]:
+                heapq.heappush(ready, reader)
+    if len(order) < len(graph.node):
+        raise Rejected("The graph has a cycle.", "Export the model again.")
+    nodes = [onnx.NodeProto.FromString(graph.node[k].SerializeToString()) for k in order]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _reads(node: onnx.NodeProto) -> Iterator[str]:
+    """What a node reads, the graphs inside it included."""
+    yield from node.input
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            for inner in graph.node:
+                yield from _reads(inner)
+            yield from (value.name for value in graph.output)
 
 
 def place(made: Path, out: Path) -> None:

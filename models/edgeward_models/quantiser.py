@@ -21,10 +21,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper, shape_inference
 
-from edgeward_models import pairsafe
+from edgeward_models import half, pairsafe
 from edgeward_models.calibration import Ranges
-from edgeward_models.half import to_half
-from edgeward_models.prepare import place, strip
+from edgeward_models.prepare import place, sort_nodes, strip
 from edgeward_models.regions import Graph, Weighted
 from edgeward_models.schemes import Scheme
 from edgeward_wire.errors import Rejected
@@ -46,6 +45,7 @@ def quantise(prepared: Path, out: Path, scheme: Scheme, ranges: Ranges | None = 
     model = onnx.load(str(prepared))
     made = _METHODS[scheme.method](model, scheme, ranges, prepared.name)
     del made.graph.value_info[:]
+    sort_nodes(made.graph)
     strip(made)
     onnx.checker.check_model(made, full_check=True)
     with tempfile.TemporaryDirectory(prefix="edgeward-quantise-") as scratch:
@@ -103,7 +103,6 @@ def _static(model: onnx.ModelProto, scheme: Scheme, ranges: Ranges | None, name:
             options,
         )
         quantizer.quantize_model()
-        quantizer.model.topological_sort()
     made: onnx.ModelProto = quantizer.model.model
     return made
 
@@ -176,7 +175,15 @@ def _dynamic(model: onnx.ModelProto, scheme: Scheme, ranges: Ranges | None, name
 
 
 def _half(model: onnx.ModelProto, scheme: Scheme, ranges: Ranges | None, name: str) -> onnx.ModelProto:
-    return to_half(model, scheme.keep_float)
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    shaped = shape_inference.infer_shapes(model)
+    kept = half.float_nodes(Graph(shaped), scheme.keep_float)
+    with _quiet():
+        made: onnx.ModelProto = convert_float_to_float16(
+            shaped, keep_io_types=True, op_block_list=list(half.BLOCKED), node_block_list=kept
+        )
+    return made
 
 
 _METHODS: Mapping[str, Callable[[onnx.ModelProto, Scheme, Ranges | None, str], onnx.ModelProto]] = {
