@@ -334,6 +334,12 @@ def _mostly_halves(initialisers: list[onnx.TensorProto]) -> bool:
 # --- multiplications
 
 
+def macs_by_node(model: onnx.ModelProto) -> dict[str, int]:
+    """Multiplications of one run, by the name of the node, from the shapes that the model declares."""
+    shapes = _shapes(model.graph)
+    return {node.name: _macs(node, shapes) for node in model.graph.node}
+
+
 def _work(model: onnx.ModelProto, sizes: dict[str, int]) -> tuple[int, int]:
     """(multiplications, those that run on integers) of one run. Uses `model` up."""
     _weights_to_inputs(model.graph)

@@ -28,7 +28,6 @@ from edgeward_models.regions import Graph, Weighted
 from edgeward_models.schemes import Scheme
 from edgeward_wire.errors import Rejected
 
-_CODES = {"s8": 127, "s7": 63, "pair": 127}
 _DYNAMIC = ("MatMul", "LSTM")
 """Quantised while they run; a dynamic convolution is several times slower than one in float (measured)."""
 
@@ -142,8 +141,7 @@ def _limits(graph: Graph, one: Weighted, scheme: Scheme) -> Any:
     """(output channels,) float32: the amount that becomes code 127."""
     weights = numpy_helper.to_array(graph.constants[one.weights])
     rows = pairsafe.kernel_rows(one.op, weights, one.axis)
-    narrow = scheme.weights if not one.depthwise else "s8"  # a depthwise kernel sums in 32 bits
-    scale = pairsafe.scales(rows, pairs=narrow == "pair", codes=_CODES[narrow])
+    scale = pairsafe.scheme_scales(rows, scheme.weights, depthwise=one.depthwise)
     return (127 * scale).astype(np.float32)
 
 

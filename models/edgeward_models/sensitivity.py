@@ -1,0 +1,220 @@
+"""Which layers quantising hurts most: each alone as the scheme would make it, all else in float.
+
+A layer's figure is the SQNR (dB) of the model's outputs when the layer's weights and the activations that it
+reads have the scheme's codes. Everything runs in float kernels (weights are rounded beforehand, activations
+pass a QuantizeLinear and a DequantizeLinear), so that it is the scheme that is measured, and no machine.
+
+Invariants: a layer that is not in the answer was not reached before the deadline, nothing stands in for a
+measurement; all figures of one answer come from the same samples.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, external_data_helper, helper, numpy_helper
+
+from edgeward_models import pairsafe
+from edgeward_models.calibration import Feeds, Ranges, check_feeds
+from edgeward_models.graph import macs_by_node
+from edgeward_models.progress import Progress, silent
+from edgeward_models.regions import Graph, Weighted
+from edgeward_models.schemes import Scheme
+from edgeward_models.similarity import energies, ratio_db
+from edgeward_runtime.sessions import CPU, NotLoaded, RunFailed, Session, open_session
+from edgeward_wire.errors import Rejected
+from edgeward_wire.verdict import Plan
+
+FEEDS = 8
+"""Samples that each layer is measured on, at most; fewer when the deadline asks for it."""
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One weighted node, and what quantising it alone does to the outputs."""
+
+    name: str
+    op: str
+    macs_share: float
+    """Of all multiplications of the model, 0..1."""
+    sqnr_db: float
+    """Infinite when nothing changes."""
+
+
+def rank_layers(
+    prepared: Path,
+    scheme: Scheme,
+    ranges: Ranges,
+    feeds: Sequence[Feeds],
+    *,
+    constants: Mapping[str, Array] | None = None,
+    deadline: float | None = None,
+    progress: Progress = silent,
+) -> list[Layer]:
+    """The quantisable layers, the most sensitive first; those that the scheme keeps in float are not asked.
+
+    `feeds` and `constants` together are all inputs; at most `FEEDS` of them are used. `deadline` is a time of
+    `time.monotonic()`: layers are measured in the order of their weights' own noise, the noisiest first, and
+    those that are not reached are left out.
+
+    Raises:
+        Rejected: the model does not load or does not run on the samples.
+    """
+    model = onnx.load(str(prepared))
+    graph = Graph(model)
+    layers = [w for w in graph.quantisable if w.name not in scheme.keep_float and w.data in ranges]
+    if scheme.operators:
+        layers = [w for w in layers if w.op in scheme.operators]
+    layers.sort(key=lambda one: _weight_noise(graph, one, scheme), reverse=True)
+    samples = [{**feed, **(constants or {})} for feed in feeds[:FEEDS]]
+    if not samples:
+        raise ValueError("no feeds to rank layers on")
+    macs = macs_by_node(model)
+    every = max(1, sum(macs.values()))
+    found: list[Layer] = []
+    with tempfile.TemporaryDirectory(prefix="edgeward-sensitivity-") as scratch:
+        bench = _Bench(model, graph, Path(scratch), prepared.name)
+        samples, reference = bench.reference(samples, len(layers), deadline)
+        for k, one in enumerate(layers):
+            if deadline is not None and time.monotonic() > deadline:
+                break
+            progress("layer by layer", k, len(layers))
+            sqnr = bench.sqnr(one, scheme, ranges, samples, reference)
+            found.append(Layer(one.name, one.op, macs.get(one.name, 0) / every, sqnr))
+    progress("layer by layer", len(found), len(found))
+    return sorted(found, key=lambda layer: (layer.sqnr_db, layer.name))
+
+
+class _Bench:
+    """The model with its weights in a file beside it, so that one layer's model is a small file."""
+
+    def __init__(self, model: onnx.ModelProto, graph: Graph, home: Path, name: str) -> None:
+        self.home, self.name = home, name
+        self.weights = {
+            w.weights: numpy_helper.to_array(graph.constants[w.weights]) for w in graph.quantisable
+        }
+        self.plain = onnx.ModelProto()
+        self.plain.CopyFrom(model)
+        external_data_helper.convert_model_to_external_data(
+            self.plain, all_tensors_to_one_file=True, location="weights", size_threshold=4096
+        )
+        onnx.save(self.plain, str(home / "plain.onnx"))
+
+    def reference(
+        self, samples: list[Feeds], layers: int, deadline: float | None
+    ) -> tuple[list[Feeds], list[list[Array]]]:
+        """The samples to use, as many as the deadline allows, and the float outputs on them."""
+        session = self._open(self.home / "plain.onnx")
+        check_feeds(session, samples[0])
+        self._run(session, samples[0])  # the first run allocates
+        started = time.monotonic()
+        outputs = [self._run(session, samples[0])]
+        each = time.monotonic() - started
+        if deadline is not None:
+            runs = (deadline - time.monotonic()) / max(each, 1e-6) / max(layers, 1)
+            samples = samples[: max(1, min(len(samples), int(runs * 0.8)))]
+        outputs += [self._run(session, sample) for sample in samples[1:]]
+        session.close()
+        return samples, outputs
+
+    def sqnr(
+        self,
+        one: Weighted,
+        scheme: Scheme,
+        ranges: Ranges,
+        samples: Sequence[Feeds],
+        reference: Sequence[Sequence[Array]],
+    ) -> float:
+        path = self.home / "layer.onnx"
+        path.write_bytes(self._with(one, scheme, ranges).SerializeToString())
+        session = self._open(path)
+        signal = noise = 0.0
+        for sample, expected in zip(samples, reference, strict=True):
+            for mine, other in zip(expected, self._run(session, sample), strict=True):
+                if np.issubdtype(mine.dtype, np.floating):
+                    parts = energies(mine, other)
+                    signal, noise = signal + parts[0], noise + parts[1]
+        session.close()
+        return ratio_db(signal, noise)
+
+    def _with(self, one: Weighted, scheme: Scheme, ranges: Ranges) -> onnx.ModelProto:
+        """The model with this one layer's weights rounded and the activations that it reads in codes."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self.plain)
+        rounded = rounded_weights(self.weights[one.weights], one, scheme)
+        tensor = next(t for t in model.graph.initializer if t.name == one.weights)
+        tensor.CopyFrom(numpy_helper.from_array(rounded, one.weights))
+        scale, zero = activation_code(ranges[one.data], scheme)
+        kind = TensorProto.UINT8 if scheme.activations == "u8" else TensorProto.INT8
+        model.graph.initializer.extend(
+            [
+                helper.make_tensor("edgeward/scale", TensorProto.FLOAT, [], [scale]),
+                helper.make_tensor("edgeward/zero", kind, [], [zero]),
+            ]
+        )
+        place = next(k for k, node in enumerate(model.graph.node) if node.name == one.name)
+        node = model.graph.node[place]
+        node.input[0] = "edgeward/dequantised"
+        codes = ["edgeward/scale", "edgeward/zero"]
+        model.graph.node.insert(
+            place, helper.make_node("DequantizeLinear", ["edgeward/code", *codes], ["edgeward/dequantised"])
+        )
+        model.graph.node.insert(
+            place, helper.make_node("QuantizeLinear", [one.data, *codes], ["edgeward/code"])
+        )
+        return model
+
+    def _open(self, path: Path) -> Session:
+        try:
+            return open_session(path, Plan(provider=CPU, variant="sensitivity", threads=1))
+        except NotLoaded as error:
+            raise Rejected(f"{self.name} does not load: {error.what}") from error
+
+    def _run(self, session: Session, feed: Feeds) -> list[Array]:
+        try:
+            return session.run(feed)
+        except RunFailed as error:
+            raise Rejected(f"{self.name} does not run on a sample: {error.what}") from error
+
+
+def rounded_weights(weights: Array, one: Weighted, scheme: Scheme) -> Array:
+    """The weights as the scheme's codes stand for them, float32."""
+    rows = pairsafe.kernel_rows(one.op, weights, one.axis)
+    scale = pairsafe.scheme_scales(rows, scheme.weights, depthwise=one.depthwise)
+    if not scheme.per_channel:
+        scale = np.full_like(scale, scale.max())
+    shape = [1] * weights.ndim
+    shape[one.axis] = -1
+    wide = scale.reshape(shape)
+    return (np.clip(np.round(weights / wide), -127, 127) * wide).astype(np.float32)
+
+
+def activation_code(limits: tuple[float, float], scheme: Scheme) -> tuple[float, int]:
+    """(scale, zero point) of activations within `limits` under the scheme."""
+    low, high = limits
+    if scheme.symmetric_activations:
+        low, high = -max(-low, high), max(-low, high)
+    first = 0 if scheme.activations == "u8" else -128
+    steps = 254 if scheme.symmetric_activations else 255
+    scale = (high - low) / steps
+    if scale < 1e-30:
+        return 1.0, 0
+    zero = 0 if scheme.symmetric_activations and first else round(first - low / scale)
+    return float(np.float32(scale)), int(zero)
+
+
+def _weight_noise(graph: Graph, one: Weighted, scheme: Scheme) -> float:
+    """The relative energy of what rounding takes from the weights: says where to look first."""
+    weights = numpy_helper.to_array(graph.constants[one.weights])
+    signal, noise = energies(weights, rounded_weights(weights, one, scheme))
+    return noise / signal if signal else 0.0
