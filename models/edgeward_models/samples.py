@@ -10,6 +10,7 @@ device runs. Only the inputs bound to `source` are fed: constants and states are
 - Fewer than `MANY` pictures: seeded random crops (55 to 100 % of each side, half of them mirrored) of
   one half of each picture, cut across its longer side. `fit` has the left or top halves, `test` the others.
 - `MANY` pictures and more: whole ones, alternating; when those run out, crops of the same ones.
+- WAV files likewise: windows of the first or second half of each, or of every second file.
 - An `.npz` holds one array of shape (N, ...) for each source input; rows alternate, and where the
   model carries state the first half of them is `fit`, in their order.
 """
@@ -17,7 +18,7 @@ device runs. Only the inputs bound to `source` are fed: constants and states are
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -25,11 +26,13 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edgeward_models.sample_sounds import Sounds, find_sounds
 from edgeward_runtime import golden, images
 from edgeward_runtime.images import U8
 from edgeward_runtime.noise import noise
 from edgeward_runtime.ports import shape_of, sources
 from edgeward_runtime.preprocess import Preprocess
+from edgeward_runtime.sounds import read_wav_bytes
 from edgeward_wire.contract import Contract, InputPort
 from edgeward_wire.errors import Rejected, Unavailable
 
@@ -130,6 +133,8 @@ def open_samples(contract: Contract, source: Path | None, *, seed: int = 0) -> S
         )
     if ports[0].image is not None:
         return _open_pictures(contract, ports[0], source, seed)
+    if ports[0].audio is not None:
+        return _open_sounds(contract, ports[0], source, seed)
     raise Rejected(
         f"Input {ports[0].name} is neither a picture nor sound, so {source.name} cannot feed it.",
         f"Give an .npz with an array {ports[0].name!r} of shape (N, ...), or declare what the input is.",
@@ -144,13 +149,28 @@ def _bytes(contract: Contract, port: InputPort) -> int:
 
 
 def _open_pictures(contract: Contract, port: InputPort, source: Path, seed: int) -> Samples:
+    paths, digest = _unique(golden.find_pictures(source), _read)
+    origin = _origin(source, len(paths), "picture")
+    return Samples(contract, origin, "strong", digest, _Pictures(port, paths), seed)
+
+
+def _open_sounds(contract: Contract, port: InputPort, source: Path, seed: int) -> Samples:
+    paths, digest = _unique(find_sounds(source), read_wav_bytes)
+    origin = _origin(source, len(paths), "sound")
+    found = Sounds(contract, port, paths, halved=len(paths) < MANY)
+    return Samples(contract, origin, "strong", digest, found, seed)
+
+
+def _unique(paths: Sequence[Path], read: Callable[[Path], bytes]) -> tuple[list[Path], str]:
+    """The files without those that are copies, and the digest of all."""
     seen: dict[str, Path] = {}
-    for path in golden.find_pictures(source):
-        seen.setdefault(hashlib.sha256(_read(path)).hexdigest(), path)
-    digest = hashlib.sha256("".join(seen).encode()).hexdigest()
-    what = "picture" if len(seen) == 1 else "pictures"
-    origin = f"{len(seen)} {what} in {source.name}" if source.is_dir() else source.name
-    return Samples(contract, origin, "strong", digest, _Pictures(port, list(seen.values())), seed)
+    for path in paths:
+        seen.setdefault(hashlib.sha256(read(path)).hexdigest(), path)
+    return list(seen.values()), hashlib.sha256("".join(seen).encode()).hexdigest()
+
+
+def _origin(source: Path, count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)} in {source.name}" if source.is_dir() else source.name
 
 
 def halves(picture: U8) -> tuple[U8, U8]:

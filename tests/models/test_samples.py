@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from edgeward_runtime.contract_guess import guess
 from edgeward_wire.contract import Contract, ImageSpec, InputPort, OutputPort
 from edgeward_wire.errors import Rejected
 from runtime import builders
+from runtime.test_sounds import wav
 
 ZOO = Path(__file__).resolve().parents[2] / "models" / "zoo"
 
@@ -190,6 +192,89 @@ def test_more_than_there_is_cannot_be_taken(tmp_path: Path) -> None:
     large = open_samples(tabular(shape=(1, 1 << 24)), None)
     with pytest.raises(Rejected, match="GB of memory"):
         large.take("fit", 1000)
+
+
+# --- sounds
+
+
+def heard(*, window: int = 100, hop: int = 50, context: int = 10, state: bool = False) -> Contract:
+    audio = {"rate": 1000, "window": window, "hop": hop, "context": context}
+    inputs: list[Any] = [
+        {"name": "x", "dtype": "float32", "shape": (1, window + context), "bind": "source", "audio": audio}
+    ]
+    outputs: list[Any] = [{"name": "y", "dtype": "float32", "shape": (1,)}]
+    if state:
+        inputs.append({"name": "h", "dtype": "float32", "shape": (1,), "bind": "state:h"})
+        outputs.append({"name": "hn", "dtype": "float32", "shape": (1,), "bind": "state:h"})
+    return Contract.model_validate({"task": "tensor", "inputs": inputs, "outputs": outputs})
+
+
+def sound_files(path: Path, count: int, length: int = 1000) -> Path:
+    """Files whose first half is positive and whose second half is negative, each of its own loudness."""
+    path.mkdir(exist_ok=True)
+    for k in range(count):
+        values = np.full(length, (k + 1) / (count + 1))
+        values[length // 2 :] *= -1
+        (path / f"{k:03d}.wav").write_bytes(wav(values, 1000))
+    return path
+
+
+def test_few_sounds_are_halved_before_they_are_windowed(tmp_path: Path) -> None:
+    found = open_samples(heard(), sound_files(tmp_path / "s", 2))
+    assert (found.origin, found.evidence, found.limit("fit")) == ("2 sounds in s", "strong", None)
+    for count in (5, 18, 60):  # there are 9 windows in each half
+        fit, test = found.take("fit", count), found.take("test", count)
+        assert {f["x"].shape for f in fit} == {(1, 110)}
+        assert min(f["x"].min() for f in fit) >= 0
+        assert max(f["x"].max() for f in test) <= 0
+        assert min(np.abs(f["x"][0, 10:]).min() for f in fit + test) > 0.1
+    np.testing.assert_array_equal(found.take("fit", 30, 4)[29]["x"], found.take("fit", 30, 4)[29]["x"])
+
+
+def test_many_sounds_are_taken_whole_and_never_shared(tmp_path: Path) -> None:
+    found = open_samples(heard(), sound_files(tmp_path / "s", samples.MANY, 200))
+    loud = {s: {round(float(np.abs(f["x"]).max()) * 65) for f in found.take(s, 96)} for s in ("fit", "test")}  # type: ignore[arg-type]
+    assert loud["fit"] == set(range(1, 65, 2))
+    assert loud["test"] == set(range(2, 65, 2))
+
+
+def test_windows_of_a_model_with_state_keep_their_order(tmp_path: Path) -> None:
+    path = tmp_path / "ramp.wav"
+    path.write_bytes(wav(np.arange(1000) / 2000, 1000))
+    found = open_samples(heard(state=True), path)
+    assert (found.limit("fit"), found.limit("test")) == (9, 9)
+    firsts = [float(f["x"][0, 10]) for f in found.take("test", 9, seed=5)]
+    np.testing.assert_allclose(firsts, [(500 + 50 * k) / 2000 for k in range(9)], atol=1e-4)
+    with pytest.raises(Rejected, match="has only 9"):
+        found.take("test", 10)
+
+
+def test_a_sound_that_is_short_is_filled_up_with_silence(tmp_path: Path) -> None:
+    found = open_samples(heard(), sound_files(tmp_path / "s", 1, 60))
+    (one,) = found.take("fit", 1)
+    assert (np.count_nonzero(one["x"]), one["x"].size) == (30, 110)
+
+
+def test_sounds_of_another_rate_are_converted(tmp_path: Path) -> None:
+    (tmp_path / "s.wav").write_bytes(wav(np.sin(np.arange(48_000) / 960 * 2 * np.pi), 48_000))  # 50 Hz
+    (one,) = open_samples(heard(context=0), tmp_path / "s.wav").take("test", 1)
+    spectrum = np.abs(np.fft.rfft(one["x"][0]))
+    assert spectrum.argmax() == 5  # 50 Hz in a window of 100 ms
+
+
+def test_what_is_no_sound_says_so(tmp_path: Path) -> None:
+    with pytest.raises(Rejected, match="holds no sounds"):
+        open_samples(heard(), tmp_path)
+    (tmp_path / "a.wav").write_bytes(b"none")
+    with pytest.raises(Rejected, match=r"a\.wav is not a WAV file"):
+        open_samples(heard(), tmp_path)
+
+
+def test_noise_for_ears_is_one_stream() -> None:
+    taken = open_samples(heard(), None).take("fit", 4)
+    assert max(np.abs(f["x"]).max() for f in taken) <= 1
+    for one, two in pairwise(taken):
+        np.testing.assert_array_equal(one["x"][0, 50:], two["x"][0, :60])
 
 
 # --- noise, and what is no sample
