@@ -12,6 +12,8 @@ import pytest
 from edgeward_runtime.contract_guess import guess
 from edgeward_runtime.engine import Engine, Recipe
 from edgeward_runtime.labels import read_labels
+from edgeward_runtime.slots import Frame
+from edgeward_runtime.tasks.answer import Classified
 from edgeward_wire.manifest import ModelRef
 from edgeward_wire.verdict import Plan
 
@@ -42,7 +44,9 @@ def test_every_frame_of_the_pan_gets_a_right_label(tmp_path: Path, name: str, *,
         ok, frame = reader.read()
         if not ok:
             break
-        seen.append(engine.look(frame).answer.top[0].class_index)
+        look = next(engine.looks(Frame(0, frame, 0.0, 0.0, 0.0)))
+        assert isinstance(look.answer, Classified)
+        seen.append(look.answer.top[0].class_index)
     reader.release()
     engine.close()
     assert len(seen) == 40

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "edgeward_ctl": {"edgeward_wire", "edgeward_models"},
 }
 # The children, and the commands that work without a cloud: nothing else of the agent loads the runtime.
-CHILDREN = {"runner", "qualify", "local_cli"}
+CHILDREN = {"runner", "qualify", "local_cli", "results"}
 # Adapters: one module of a package imports each of these.
 ONE_IMPORTER = (
     "paho",
@@ -40,6 +40,8 @@ ONE_IMPORTER = (
     "cv2",
     "uvicorn",
 )
+# Tools around ONNX Runtime, each with its adapter; sessions are edgeward_runtime's alone.
+TOOLS = {"quantiser.py", "optimiser.py"}
 # Packages in which a whole folder stands for the adapter.
 FOLDERS = {("edgeward_cloud", "tuf"): "registry", ("edgeward_cloud", "securesystemslib"): "registry"}
 
@@ -103,6 +105,9 @@ def test_a_library_has_one_importer(package: str) -> None:
     for path in modules(package):
         for top in {name.split(".")[0] for name in imports(path)} & set(ONE_IMPORTER):
             place = path.relative_to(PACKAGES[package])
+            if package == "edgeward_models" and path.name in TOOLS:
+                assert "onnxruntime" not in imports(path), "the whole library: that is for the runtime"
+                continue
             folder = FOLDERS.get((package, top))
             importers[top].add(place.parts[0] if folder == place.parts[0] else str(place))
     crowded = {library: sorted(places) for library, places in importers.items() if len(places) > 1}

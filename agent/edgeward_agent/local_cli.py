@@ -355,8 +355,10 @@ class _View:
         if now < self._due:
             return
         first, self._due = not self._due, now + (_REDRAW_S if self._live else _PLAIN_LINE_S)
-        best, fps = saw.look.answer.top[0], "" if first else f"  {self._window.fps():.1f} fps"
-        line = f"{best.label} {best.score:.2f}{fps}  {_latencies_line(self._window.latencies())}"
+        fps = "" if first else f"  {self._window.fps():.1f} fps"
+        from edgeward_agent.results import headline
+
+        line = f"{headline(saw.look.answer)}{fps}  {_latencies_line(self._window.latencies())}"
         self._window = _Tally()
         if self._live:
             print("\r\x1b[K" + line[: os.get_terminal_size().columns - 1], end="", flush=True)
@@ -396,12 +398,10 @@ def _latencies_line(latencies: Mapping[Stage, tuple[float, float]]) -> str:
 
 
 def _plain_saw(saw: Saw) -> dict[str, Any]:
-    return {
-        "source": saw.source,
-        "time": saw.time,
-        "top": [
-            {"label": t.label, "index": t.class_index, "score": round(t.score, 4)}
-            for t in saw.look.answer.top
-        ],
-        "ms": {stage: round(took, 3) for stage, took in saw.stages.items()},
-    }
+    """The result as MQTT has it, and the milliseconds of each stage."""
+    from edgeward_agent import results
+
+    told: dict[str, Any] = results.message(saw, "local").model_dump(mode="json", exclude_defaults=True)
+    parts = ("source", "time", "top", "boxes", "areas", "speech", "values")
+    shown = {key: told[key] for key in parts if key in told}
+    return {**shown, "ms": {stage: round(took, 3) for stage, took in saw.stages.items()}}

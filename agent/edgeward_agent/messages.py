@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, model_validator
 
 from edgeward_wire.document import Document
-from edgeward_wire.identifiers import Key, PipelineName, Reason, SourceName
+from edgeward_wire.identifiers import Key, PipelineName, Reason, ShortText, SourceName
 from edgeward_wire.manifest import Manifest, ModelRef
 from edgeward_wire.result import ResultMessage
 from edgeward_wire.telemetry import Measures
@@ -20,12 +20,16 @@ from edgeward_wire.verdict import Plan, Verdict
 MAX_LINE = 4 << 20
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+Polygon = Annotated[tuple[tuple[Share, Share], ...], Field(min_length=3, max_length=64)]
+
+
 class SourceSpec(Document):
     """One `[[pipelines.NAME.sources]]` of the device's own agent.toml."""
 
     name: SourceName
     uri: str = Field(max_length=4096)
-    """A number or /dev/video*: V4L2; a file: video; a directory: its pictures in order of name."""
+    """Camera, stream, file, directory of pictures, or sound: see edgeward_runtime.sources.options."""
     slot: Literal["latest", "every"] | None = None
     """None: `latest` for live and paced sources, `every` for files."""
     realtime: bool = False
@@ -34,6 +38,24 @@ class SourceSpec(Document):
     width: int | None = Field(default=None, ge=16, le=8192)
     height: int | None = Field(default=None, ge=16, le=8192)
     fps: float | None = Field(default=None, gt=0, le=1000)
+    rotate: Literal[0, 90, 180, 270] = 0
+    """Degrees clockwise."""
+    crop: tuple[Share, Share, Share, Share] | None = None
+    """(x1, y1, x2, y2) of the turned frame; 0, 0 is its upper left corner and 1, 1 its lower right."""
+    thresholds: dict[ShortText, Share] = Field(default_factory=dict, max_length=256)
+    """Least score by label; `*` for every other."""
+    classes: tuple[ShortText, ...] = Field(default=(), max_length=256)
+    """Only these labels; empty: all."""
+    zones: dict[Key, Polygon] = Field(default_factory=dict, max_length=16)
+    """Areas of the frame by name, as corners (x, y)."""
+    results: Literal["interval", "change", "every"] = "interval"
+    """Which answers are told over MQTT: one in each interval, those that are new, or all."""
+
+    @model_validator(mode="after")
+    def _cuts(self) -> SourceSpec:
+        if self.crop is not None and not (self.crop[0] < self.crop[2] and self.crop[1] < self.crop[3]):
+            raise ValueError("crop is (x1, y1, x2, y2) with x1 < x2 and y1 < y2")
+        return self
 
 
 # --- daemon -> runner

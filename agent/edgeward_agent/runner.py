@@ -37,7 +37,6 @@ from edgeward_agent.messages import (
     encode,
 )
 from edgeward_wire.errors import EdgewardError, Rejected
-from edgeward_wire.result import ResultMessage, Seen
 
 if TYPE_CHECKING:
     from edgeward_runtime import pipeline as runtime
@@ -50,7 +49,6 @@ HEARTBEAT_S = 1.0
 _RECEIVE = 1 << 16
 _MAX_DETAIL = 200
 _MAX_REASON = 2000
-_MAX_TOP = 5
 
 
 def recipe_of(order: Serve) -> Recipe:
@@ -74,9 +72,11 @@ def recipe_of(order: Serve) -> Recipe:
 
 def options_of(source: SourceSpec) -> SourceOptions:
     """The runtime's view of a source."""
-    from edgeward_runtime.sources.options import SourceOptions
+    from edgeward_runtime.sources.options import Rules, SourceOptions
 
-    return SourceOptions(**source.model_dump())
+    said = source.model_dump(exclude={"thresholds", "classes", "zones"})
+    rules = Rules(source.thresholds, frozenset(source.classes), source.zones)
+    return SourceOptions(**said, rules=rules)
 
 
 class Runner:
@@ -188,10 +188,12 @@ class Runner:
             self._send(self._message(happening))
 
     def _message(self, happening: runtime.Happening) -> RunnerMessage:
+        from edgeward_agent import results
         from edgeward_runtime import pipeline as runtime
 
         if isinstance(happening, runtime.Saw):
-            return ResultSeen(result=self._result(happening))
+            assert self._configuration is not None
+            return ResultSeen(result=results.message(happening, self._configuration.pipeline))
         if isinstance(happening, runtime.SourceChange):
             detail = happening.detail[:_MAX_DETAIL]
             log.info("source %s is %s %s", happening.source, "up" if happening.up else "down:", detail)
@@ -203,19 +205,6 @@ class Runner:
         if isinstance(happening, runtime.WindowClosed):
             return WindowClosed(measures=happening.measures)
         raise happening.error
-
-    def _result(self, saw: runtime.Saw) -> ResultMessage:
-        assert self._configuration is not None
-        top = saw.look.answer.top[:_MAX_TOP]
-        return ResultMessage(
-            pipeline=self._configuration.pipeline,
-            source=saw.source,
-            time=saw.time,
-            model=saw.recipe.model.name,
-            version=saw.recipe.model.version,
-            latency_ms=saw.stages["end_to_end"],
-            top=tuple(Seen(label=t.label, index=t.class_index, score=min(1.0, t.score)) for t in top),
-        )
 
     def _on_time(self, now: float) -> None:
         pipeline, configuration = self._pipeline, self._configuration

@@ -129,7 +129,7 @@ class Capture(threading.Thread):
         decoded = time.monotonic()
         return Frame(
             source=self._index,
-            image=image,
+            data=image,
             captured_at=captured,
             capture_ms=(captured - started) * 1e3,
             decode_ms=(decoded - captured) * 1e3,

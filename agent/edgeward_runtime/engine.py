@@ -1,25 +1,31 @@
-"""One model ready for frames: preprocessing, session and task, all on the thread that made it."""
+"""One model ready for frames: preparation, session and task, all on the thread that made it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+import numpy.typing as npt
 
-from edgeward_runtime.images import U8
-from edgeward_runtime.ports import constants
-from edgeward_runtime.preprocess import Preprocess, image_input
-from edgeward_runtime.sessions import open_session
+from edgeward_runtime.feeds import Feeder, feeder
+from edgeward_runtime.ports import constants, initial_states, next_states
+from edgeward_runtime.sessions import Session, open_session
+from edgeward_runtime.slots import Frame
+from edgeward_runtime.sources.options import Rules
 from edgeward_runtime.tasks import check_task, reader
 from edgeward_runtime.tasks.answer import Answer
+from edgeward_runtime.tasks.view import View
 from edgeward_wire.contract import Contract
 from edgeward_wire.manifest import ModelRef
 from edgeward_wire.verdict import Plan
 
+Arrays = dict[str, npt.NDArray[Any]]
+
 _WARM_RUNS = 2
+_NO_RULES = Rules()
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Look:
-    """One frame's answer, and what each stage took in milliseconds."""
+    """One run's answer, and what each stage took in milliseconds."""
 
     answer: Answer
     preprocess_ms: float
@@ -45,46 +51,68 @@ class Look:
 
 def check_supported(contract: Contract) -> None:
     """Raises Rejected for a contract that this release cannot run, whatever the file."""
-    image_input(contract)
     check_task(contract)
+    feeder(contract)
 
 
 class Engine:
-    """Open, use and close it on one thread."""
+    """Open, use and close it on one thread. What a model remembers, it remembers for each source."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        """Loads the model. Raises Rejected (NotLoaded among them) when this cannot be."""
-        port = image_input(recipe.contract)
-        self._preprocess = Preprocess(port)
-        self._feeds = {**constants(recipe.contract)}
-        self._name = port.name
-        self._session = open_session(recipe.file, recipe.plan)
-        self._read = reader(recipe.contract, self._session.outputs, recipe.labels)
+    def __init__(self, recipe: Recipe, rules: Sequence[Rules] = ()) -> None:
+        """Loads the model. `rules` are those of the sources, in order.
+
+        Raises:
+            Rejected: (NotLoaded among them) this cannot be.
+        """
+        self._contract = recipe.contract
+        self._feeder: Feeder = feeder(recipe.contract)
+        self._constants: Arrays = constants(recipe.contract)
+        self._states: dict[int, Arrays] = {}
+        self._rules = tuple(rules)
+        self.session: Session = open_session(recipe.file, recipe.plan)
+        self._read = reader(recipe.contract, self.session.outputs, recipe.labels)
+        self._names = [port.name for port in self.session.outputs]
+        self._stateful = recipe.contract.stateful
 
     def warm(self) -> None:
-        """A few runs on a gray picture, so that the first frame waits for nothing. Raises RunFailed."""
-        gray = np.full((64, 64, 3), 128, np.uint8)
+        """A few runs on a blank input, so that the first frame waits for nothing. Raises RunFailed."""
+        blank = {self._feeder.name: self._feeder.blank()}
         for _ in range(_WARM_RUNS):
-            self.look(gray)
+            self.session.run({**self._constants, **initial_states(self._contract), **blank})
 
-    def look(self, frame: U8, done_with_frame: Callable[[], None] | None = None) -> Look:
-        """(height, width, 3) uint8 BGR -> answer. `done_with_frame` is called once the picture was read.
+    def looks(self, frame: Frame) -> Iterator[Look]:
+        """The answers that this frame makes due: one of a picture, none or several of a chunk of sound.
 
         Raises:
             RunFailed: this run failed; the next may not.
-            Rejected: the frame is of a shape that cannot be fed.
+            Rejected: the frame is of a kind or shape that cannot be fed.
         """
+        rules = self._rules[frame.source] if frame.source < len(self._rules) else _NO_RULES
+        width, height = (frame.data.shape[1], frame.data.shape[0]) if frame.rate is None else (0, 0)
+        view = View(frame.source, rules, width, height, self._feeder.step_s)
+        if frame.lost_s:
+            self._states.pop(frame.source, None)
         start = time.perf_counter()
-        self._feeds[self._name] = self._preprocess(frame)
-        if done_with_frame is not None:
-            done_with_frame()
-        fed = time.perf_counter()
-        outputs = self._session.run(self._feeds)
-        ran = time.perf_counter()
-        answer = self._read(outputs)
-        end = time.perf_counter()
-        return Look(answer, (fed - start) * 1e3, (ran - fed) * 1e3, (end - ran) * 1e3)
+        for tensor in self._feeder.feeds(frame):
+            fed = time.perf_counter()
+            outputs = self._run(frame.source, tensor)
+            ran = time.perf_counter()
+            answer = self._read(outputs, view)
+            end = time.perf_counter()
+            yield Look(answer, (fed - start) * 1e3, (ran - fed) * 1e3, (end - ran) * 1e3)
+            start = time.perf_counter()
 
     def close(self) -> None:
         """Free the model."""
-        self._session.close()
+        self.session.close()
+
+    def _run(self, source: int, tensor: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+        feeds = {**self._constants, self._feeder.name: tensor}
+        if not self._stateful:
+            return self.session.run(feeds)
+        states = self._states.get(source)
+        outputs = self.session.run(
+            {**feeds, **(initial_states(self._contract) if states is None else states)}
+        )
+        self._states[source] = next_states(self._contract, dict(zip(self._names, outputs, strict=True)))
+        return outputs

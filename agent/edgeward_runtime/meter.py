@@ -49,15 +49,16 @@ class Meter:
         self._lock = threading.Lock()
         self._counts = [_Count() for _ in series.sources]
 
-    def record(self, source: int, stages: Mapping[Stage, float], label: str) -> None:
-        """One frame: milliseconds of each stage, and the best label."""
+    def record(self, source: int, stages: Mapping[Stage, float], labels: Sequence[str]) -> None:
+        """One frame: milliseconds of each stage, and what is counted of its answer."""
         count = self._counts[source]
         with self._lock:
             count.frames += 1
             for stage, took in stages.items():
                 count.stages[stage].record(took)
-            if label in count.labels or len(count.labels) < _MAX_LABELS:
-                count.labels[label] = count.labels.get(label, 0) + 1
+            for label in labels:
+                if label in count.labels or len(count.labels) < _MAX_LABELS:
+                    count.labels[label] = count.labels.get(label, 0) + 1
 
     def record_error(self, source: int) -> None:
         """One frame that failed."""

@@ -23,7 +23,8 @@ from edgeward_runtime.engine import Engine, Look, Recipe
 from edgeward_runtime.meter import Meter, Series
 from edgeward_runtime.resources import give_back
 from edgeward_runtime.slots import Frame, Slots
-from edgeward_runtime.sources.options import SourceOptions
+from edgeward_runtime.sources.options import SourceOptions, Why
+from edgeward_runtime.telling import Telling
 from edgeward_wire.errors import EdgewardError
 from edgeward_wire.telemetry import Measures, Stage
 
@@ -48,7 +49,7 @@ class NotServed:
 
 @dataclass(frozen=True)
 class Saw:
-    """A frame's answer; at most one a source in each `result_interval_s`."""
+    """A frame's answer: when its source's policy wants it told, or somebody listens to all of them."""
 
     source: str
     recipe: Recipe
@@ -56,6 +57,8 @@ class Saw:
     stages: dict[Stage, float]
     time: float
     """Unix seconds."""
+    why: Why | None
+    """Which policy wants it told; None: only a listener does."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,10 @@ class Pipeline:
     ) -> None:
         self.totals = Totals()
         self.result_interval_s = result_interval_s
+        self.listening = False
+        """Whether somebody wants every answer, whatever the sources' policies."""
         self._name = name
+        self._sources = tuple(sources)
         self._names = tuple(source.name for source in sources)
         self._emit = emit
         self._slots = Slots([source.policy for source in sources])
@@ -209,7 +215,7 @@ class _Worker(threading.Thread):
         self._emit = pipeline._emit
         self._slots = pipeline._slots
         self._retired = threading.Event()
-        self._results_due = [0.0] * len(pipeline._names)
+        self._telling = [Telling(source.results) for source in pipeline._sources]
         self._failing = False
 
     def retire(self) -> None:
@@ -232,7 +238,7 @@ class _Worker(threading.Thread):
 
     def _prepare(self) -> Engine | None:
         try:
-            engine = Engine(self.recipe)
+            engine = Engine(self.recipe, [source.rules for source in self._pipeline._sources])
             engine.warm()
         except EdgewardError as error:
             self._emit(NotServed(self.id, error.what))
@@ -247,33 +253,34 @@ class _Worker(threading.Thread):
                 try:
                     self._look(engine, frame)
                 except EdgewardError as error:
-                    frame.release()
                     self._failed(frame.source, error)
+                frame.release()
                 self.busy_since = 0.0
         finally:
             self.left_at = time.monotonic()
             self.left.set()
 
     def _look(self, engine: Engine, frame: Frame) -> None:
-        look = engine.look(frame.image, frame.release)
-        now = time.monotonic()
-        stages: dict[Stage, float] = {
-            "capture": frame.capture_ms,
-            "decode": frame.decode_ms,
-            "preprocess": look.preprocess_ms,
-            "inference": look.inference_ms,
-            "postprocess": look.postprocess_ms,
-            "end_to_end": (now - frame.captured_at) * 1e3,
-        }
-        self.meter.record(frame.source, stages, look.answer.top[0].label)
-        self._pipeline.totals.frames += 1
-        if self._failing:
-            self._failing = False
-            log.info("inference works again")
-        if now >= self._results_due[frame.source]:
-            self._results_due[frame.source] = now + self._pipeline.result_interval_s
-            name = self._pipeline._names[frame.source]
-            self._emit(Saw(name, self.recipe, look, stages, time.time()))
+        for look in engine.looks(frame):
+            now = time.monotonic()
+            stages: dict[Stage, float] = {
+                "capture": frame.capture_ms,
+                "decode": frame.decode_ms,
+                "preprocess": look.preprocess_ms,
+                "inference": look.inference_ms,
+                "postprocess": look.postprocess_ms,
+                "end_to_end": (now - frame.captured_at) * 1e3,
+            }
+            labels = look.answer.labels()
+            self.meter.record(frame.source, stages, labels)
+            self._pipeline.totals.frames += 1
+            why = self._telling[frame.source].why(labels, now, self._pipeline.result_interval_s)
+            if why is not None or self._pipeline.listening:
+                name = self._pipeline._names[frame.source]
+                self._emit(Saw(name, self.recipe, look, stages, time.time(), why))
+            if self._failing:
+                self._failing = False
+                log.info("inference works again")
 
     def _failed(self, source: int, error: EdgewardError) -> None:
         self.meter.record_error(source)

@@ -132,9 +132,7 @@ class Preprocess:
 
 
 def image_input(contract: Contract) -> InputPort:
-    """The one picture that this contract takes. Raises Rejected for what this release cannot feed."""
-    if contract.stateful:
-        raise Rejected("The model carries state from frame to frame, which this release does not run.")
+    """The one picture that this contract takes. Raises Rejected when it takes something else."""
     sources = [port for port in contract.inputs if port.bind == "source"]
     if len(sources) != 1 or sources[0].image is None:
         raise Rejected(

@@ -13,6 +13,9 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy.typing as npt
 
 from edgeward_runtime.images import U8
 from edgeward_runtime.sources.options import SlotPolicy
@@ -49,19 +52,24 @@ class Buffers:
 
 @dataclass
 class Frame:
-    """One picture on its way. Times are of the monotonic clock, in seconds; durations in milliseconds."""
+    """A picture or a chunk of sound on its way. Times: monotonic clock, seconds; durations: milliseconds."""
 
     source: int
-    image: U8
+    data: npt.NDArray[Any]
+    """A picture: (height, width, 3) uint8 BGR. Sound: (n,) float32, mono, -1..1."""
     captured_at: float
     capture_ms: float
     decode_ms: float
+    rate: int | None = None
+    """Of sound, in samples a second; None for a picture."""
+    lost_s: float = 0.0
+    """Sound that is missing before this chunk, in seconds."""
     buffers: Buffers | None = field(default=None, repr=False)
 
     def release(self) -> None:
         """Give the picture's memory back for the next one: it must not be read any more."""
         if self.buffers is not None:
-            self.buffers.give(self.image)
+            self.buffers.give(self.data)
             self.buffers = None
 
 

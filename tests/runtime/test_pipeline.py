@@ -25,7 +25,9 @@ from edgeward_runtime.pipeline import (
     WindowClosed,
 )
 from edgeward_runtime.sessions import NotLoaded
+from edgeward_runtime.slots import Buffers, Frame
 from edgeward_runtime.sources.options import SourceOptions
+from edgeward_runtime.tasks.answer import Classified
 from edgeward_wire.contract import Contract
 from edgeward_wire.errors import Rejected
 from edgeward_wire.manifest import ModelRef
@@ -216,9 +218,11 @@ def test_the_inference_thread_says_how_long_it_is_at_it(bundle: Bundle, tmp_path
 def test_an_engine_answers_and_frees_the_frame_early(bundle: Bundle) -> None:
     engine = Engine(recipe(bundle))
     engine.warm()
-    freed: list[bool] = []
-    look = engine.look(frame("green"), lambda: freed.append(True))
-    assert freed == [True]
+    buffers = Buffers()
+    picture = Frame(0, frame("green"), 0.0, 0.0, 0.0, buffers=buffers)
+    look = next(engine.looks(picture))
+    assert buffers.take() is picture.data, "its memory is free before the next one is asked for"
+    assert isinstance(look.answer, Classified)
     assert look.answer.top[0].label == "green"
     assert min(look.preprocess_ms, look.inference_ms, look.postprocess_ms) >= 0
     engine.close()
@@ -241,10 +245,10 @@ def test_what_this_release_cannot_run_is_rejected(bundle: Bundle) -> None:
     state = {"dtype": "float32", "shape": (1, 2), "bind": "state:h"}
     stateful = contract("classification", image, {"name": "h", **state}, outputs=({"name": "hn", **state},))
     check_supported(contract("classification", image))
+    check_supported(stateful)
     for wrong, says in (
         (contract("detection", image), "task 'detection'"),
         (contract("classification", sound), "exactly one picture"),
-        (stateful, "carries state"),
     ):
         with pytest.raises(Rejected, match=says):
             check_supported(wrong)
@@ -260,8 +264,8 @@ def meter() -> Iterator[Meter]:
 
 def test_windows_add_up(meter: Meter) -> None:
     for k in range(40):
-        meter.record(0, {"inference": 5.0, "end_to_end": 9.0}, f"label {k % 20}" if k else "most")
-        meter.record(0, {"inference": 5.0}, "most")
+        meter.record(0, {"inference": 5.0, "end_to_end": 9.0}, [f"label {k % 20}" if k else "most"])
+        meter.record(0, {"inference": 5.0}, ["most"])
     meter.record_error(0)
     (window,) = meter.close(110.0, 1000.0, [3])
     assert (window.frames, window.dropped, window.errors) == (80, 3, 1)

@@ -16,7 +16,7 @@ def frame(source: int = 0, mark: int = 0) -> Frame:
 
 def marks(slots: Slots, count: int) -> list[int]:
     taken = [slots.take(lambda: False) for _ in range(count)]
-    return [int(f.image[0, 0, 0]) for f in taken if f is not None]
+    return [int(f.data[0, 0, 0]) for f in taken if f is not None]
 
 
 def test_latest_keeps_the_newest_and_counts_the_rest() -> None:
@@ -28,7 +28,7 @@ def test_latest_keeps_the_newest_and_counts_the_rest() -> None:
     assert marks(slots, 1) == [3]
     assert slots.take_dropped() == [2]
     assert slots.take_dropped() == [0]
-    assert buffers.take() is replaced.image, "its memory goes back to the capture"
+    assert buffers.take() is replaced.data, "its memory goes back to the capture"
 
 
 def test_every_loses_nothing_and_waits() -> None:
@@ -100,5 +100,5 @@ def test_memory_goes_round() -> None:
     one.buffers = buffers
     one.release()
     one.release()
-    assert buffers.take() is one.image
+    assert buffers.take() is one.data
     assert buffers.take() is None, "given back once"

@@ -9,10 +9,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from edgeward_runtime.sessions import Port, RunFailed
+from edgeward_runtime.sources.options import Rules
 from edgeward_runtime.tasks import reader
+from edgeward_runtime.tasks.answer import Classified
 from edgeward_runtime.tasks.classification import activate, best
+from edgeward_runtime.tasks.view import View
 from edgeward_wire.contract import Contract, InputPort, OutputPort
 from edgeward_wire.errors import Rejected
+
+PICTURE = View(0, Rules(), 640, 480)
 
 rows = hnp.arrays(np.float32, st.integers(1, 200), elements=st.floats(-200, 200, width=32))
 
@@ -48,7 +53,8 @@ def test_scores_are_between_0_and_1_and_keep_the_order(row: np.ndarray) -> None:
 def test_an_answer_has_labels_best_first() -> None:
     ports = (Port("aux", "float32", (1, 2)), Port("y", "float32", (1, 3)))
     read = reader(contract(), ports, ["a", "b", "c"])
-    answer = read([np.zeros((1, 2), np.float32), np.array([[1.0, 3.0, 2.0]], np.float32)])
+    answer = read([np.zeros((1, 2), np.float32), np.array([[1.0, 3.0, 2.0]], np.float32)], PICTURE)
+    assert isinstance(answer, Classified)
     assert [(t.class_index, t.label) for t in answer.top] == [(1, "b"), (2, "c"), (0, "a")]
 
 
@@ -62,6 +68,6 @@ def test_what_does_not_fit_is_rejected_or_fails() -> None:
         reader(contract(task="detection"), (port,), ["a", "b", "c"])
     read = reader(contract(), (Port("y", "float32", (1, None)),), ["a", "b", "c"])
     with pytest.raises(RunFailed, match="4 numbers"):
-        read([np.zeros((1, 4), np.float32)])
+        read([np.zeros((1, 4), np.float32)], PICTURE)
     with pytest.raises(RunFailed, match="not finite"):
-        read([np.array([[1, np.nan, 2]], np.float32)])
+        read([np.array([[1, np.nan, 2]], np.float32)], PICTURE)

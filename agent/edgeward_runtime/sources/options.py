@@ -2,15 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 SlotPolicy = Literal["latest", "every"]
+Why = Literal["interval", "change", "every"]
+Rotation = Literal[0, 90, 180, 270]
+Polygon = tuple[tuple[float, float], ...]
+Crop = tuple[float, float, float, float]
+
+ANY = "*"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What of a source's answers counts."""
+
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    """Least score by label; `*` for every other. A task has a default of its own."""
+    classes: frozenset[str] = frozenset()
+    """Only these labels; empty: all."""
+    zones: Mapping[str, Polygon] = field(default_factory=dict)
+    """Areas by name: corners (x, y) as shares of the frame, 0, 0 at its upper left."""
+
+    def threshold(self, label: str, default: float) -> float:
+        """The least score at which `label` counts."""
+        return self.thresholds.get(label, self.thresholds.get(ANY, default))
+
+    def wanted(self, label: str) -> bool:
+        """Whether the label is asked for at all."""
+        return not self.classes or label in self.classes
 
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """One source. `uri`: a number or /dev/video* (V4L2), a video file, a picture, a directory of pictures."""
+    """One source.
+
+    `uri`: a number or /dev/video* (V4L2), rtsp://, http(s):// (MJPEG), a GStreamer pipeline
+    (`... ! appsink`), a video file, a picture, a directory of pictures, a sound file, `mic:` or `mic:NAME`,
+    `pipe:PATH` (WAV).
+    """
 
     name: str
     uri: str
@@ -22,6 +54,12 @@ class SourceOptions:
     height: int | None = None
     fps: float | None = None
     """Asked of a camera; the pace of a file that is played in real time."""
+    rotate: Rotation = 0
+    """Degrees clockwise."""
+    crop: Crop | None = None
+    """(x1, y1, x2, y2) as shares of the frame, after it was turned."""
+    rules: Rules = field(default_factory=Rules)
+    results: Why = "interval"
 
     @property
     def device(self) -> str | None:
@@ -31,11 +69,21 @@ class SourceOptions:
         return self.uri if self.uri.startswith("/dev/video") else None
 
     @property
+    def live(self) -> bool:
+        """Whether it delivers at its own pace: a camera, a stream, a microphone, a pipe."""
+        return (
+            self.device is not None
+            or "://" in self.uri
+            or "!" in self.uri
+            or self.uri.startswith(("mic:", "pipe:"))
+        )
+
+    @property
     def policy(self) -> SlotPolicy:
         """`latest` for live and paced sources, `every` for files, unless the configuration says so."""
-        return self.slot or ("latest" if self.device or self.realtime else "every")
+        return self.slot or ("latest" if self.live or self.realtime else "every")
 
     @property
     def paced(self) -> bool:
         """Whether frames wait for their time. An unpaced file in a `latest` slot would only eat a core."""
-        return self.device is None and (self.realtime or self.slot == "latest")
+        return not self.live and (self.realtime or self.slot == "latest")

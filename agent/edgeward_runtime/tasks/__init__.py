@@ -10,11 +10,12 @@ import numpy.typing as npt
 from edgeward_runtime.sessions import Port
 from edgeward_runtime.tasks.answer import Answer
 from edgeward_runtime.tasks.classification import Classification
+from edgeward_runtime.tasks.view import View
 from edgeward_wire.contract import Contract
 from edgeward_wire.errors import Rejected
 
-Reader = Callable[[Sequence[npt.NDArray[Any]]], Answer]
-"""The outputs of one run, in the graph's order -> the answer. Raises RunFailed."""
+Reader = Callable[[Sequence[npt.NDArray[Any]], View], Answer]
+"""Outputs of a run, in the graph's order, and where its input came from -> answer. Raises RunFailed."""
 
 TASKS: dict[str, Callable[[Contract, Sequence[Port], Sequence[str]], Reader]] = {
     "classification": Classification,

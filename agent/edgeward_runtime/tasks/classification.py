@@ -1,4 +1,4 @@
-"""Classification: one row of raw results becomes the best few labels with their scores."""
+"""Classification of a picture or of a stretch of sound: one row of raw results -> the best few labels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeward_runtime.sessions import Port, RunFailed
-from edgeward_runtime.tasks.answer import Answer, Scored
+from edgeward_runtime.tasks.answer import Classified, Scored
+from edgeward_runtime.tasks.view import View, result_at
 from edgeward_wire.contract import Contract
 from edgeward_wire.errors import Rejected
 
@@ -21,18 +22,14 @@ class Classification:
 
     def __init__(self, contract: Contract, outputs: Sequence[Port], labels: Sequence[str]) -> None:
         """Raises Rejected when the outputs, the contract and the labels do not fit one another."""
-        port = contract.results[0] if contract.results else None
-        names = [output.name for output in outputs]
-        if port is None or port.name not in names:
-            raise Rejected(f"The file has no output {port.name if port else ''!r} as the contract says.")
-        self._at = names.index(port.name)
+        self._at, port = result_at(contract, outputs)
         classes = outputs[self._at].shape[-1] if outputs[self._at].shape else None
         if isinstance(classes, int) and classes != len(labels):
             raise Rejected(f"The model has {classes} classes, but there are {len(labels)} labels.")
         self._labels = tuple(labels)
         self._activation = port.activation
 
-    def __call__(self, outputs: Sequence[npt.NDArray[Any]]) -> Answer:
+    def __call__(self, outputs: Sequence[npt.NDArray[Any]], view: View) -> Classified:
         """Raises RunFailed when the result has another length than the labels, or is not finite."""
         raw = np.asarray(outputs[self._at], np.float32).reshape(-1)
         if raw.size != len(self._labels):
@@ -40,7 +37,13 @@ class Classification:
         scores = activate(raw, self._activation)
         if not np.isfinite(scores).all():
             raise RunFailed("The result is not finite.")
-        return Answer(tuple(Scored(k, self._labels[k], float(scores[k])) for k in best(scores, TOP)))
+        rules = view.rules
+        if rules.classes:
+            scores = np.where([rules.wanted(label) for label in self._labels], scores, 0)
+        top = (Scored(k, self._labels[k], float(scores[k])) for k in best(scores, TOP))
+        if rules.thresholds or rules.classes:
+            top = (one for one in top if one.score >= max(rules.threshold(one.label, 0), 1e-9))
+        return Classified(tuple(top))
 
 
 def activate(raw: npt.NDArray[np.float32], how: str) -> npt.NDArray[np.float32]:

@@ -1,0 +1,33 @@
+"""What a task knows of a run besides its outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from edgeward_runtime.sessions import Port
+from edgeward_runtime.sources.options import Rules
+from edgeward_wire.contract import Contract, OutputPort
+from edgeward_wire.errors import Rejected
+
+
+class View(NamedTuple):
+    """Where the input came from."""
+
+    source: int
+    """Its number in the pipeline: a task that remembers keeps one memory for each."""
+    rules: Rules
+    width: int = 0
+    """Of the frame in pixels; 0 for sound."""
+    height: int = 0
+    step_s: float = 0
+    """How much time one run stands for; 0 for pictures."""
+
+
+def result_at(contract: Contract, outputs: Sequence[Port]) -> tuple[int, OutputPort]:
+    """The contract's first result: its place among the outputs. Raises Rejected when it is not there."""
+    port = contract.results[0] if contract.results else None
+    names = [output.name for output in outputs]
+    if port is None or port.name not in names:
+        raise Rejected(f"The file has no output {port.name if port else ''!r} as the contract says.")
+    return names.index(port.name), port

@@ -1,0 +1,40 @@
+"""Which answers of a source are told to the daemon: one in each interval, what is new, or all. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgeward_runtime.sources.options import Why
+
+LEAST_APART_S = 0.02
+"""However often a source's answers change, and with `every`: the broker is not the place for more."""
+
+
+class Telling:
+    """One source's policy at work.
+
+    `interval`: the first answer after each interval. `change`: one whose labels differ from the last that
+    was told, and one an interval beside, so that a quiet camera is not taken for a dead one. `every`: all
+    (at most one in `LEAST_APART_S`; the local socket has the rest).
+    """
+
+    def __init__(self, policy: Why) -> None:
+        self._policy = policy
+        self._labels: frozenset[str] | None = None
+        self._told_at = float("-inf")
+
+    def why(self, labels: Sequence[str], now: float, interval_s: float) -> Why | None:
+        """Why an answer with these labels is to be told at `now` (monotonic seconds); None: it is not."""
+        reason = self._reason(frozenset(labels), now - self._told_at, interval_s)
+        if reason is not None:
+            self._labels, self._told_at = frozenset(labels), now
+        return reason
+
+    def _reason(self, labels: frozenset[str], since_s: float, interval_s: float) -> Why | None:
+        if since_s >= interval_s:
+            return "every" if self._policy == "every" else "interval"
+        if since_s < LEAST_APART_S or self._policy == "interval":
+            return None
+        if self._policy == "every":
+            return "every"
+        return "change" if labels != self._labels else None
