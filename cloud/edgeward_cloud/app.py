@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 from starlette.types import ASGIApp
 
 from edgeward_cloud import problem
-from edgeward_cloud.api import blobs, devices, fleets, models, public, rollouts, telemetry
+from edgeward_cloud.api import blobs, commands, devices, fleets, models, public, rollouts, telemetry
 from edgeward_cloud.api.needs import Cloud
 from edgeward_cloud.bounds import Bounds
 from edgeward_cloud.services import Services
@@ -22,6 +22,7 @@ ROUTERS = (
     blobs.router,
     fleets.router,
     devices.router,
+    commands.router,
     models.router,
     rollouts.router,
     telemetry.router,

@@ -20,10 +20,11 @@ from typing import Any
 
 from edgeward_cloud import rollout
 from edgeward_cloud.mqtt import SESSION_LOST, Inbox, Link, Message
-from edgeward_cloud.store import devices, rollouts, streams
+from edgeward_cloud.store import commands, devices, rollouts, streams
 from edgeward_cloud.store.database import Store
 from edgeward_wire import topics
 from edgeward_wire.ack import Ack, Stream
+from edgeward_wire.command import MAX_RESPONSE_BYTES, CommandResponse
 from edgeward_wire.document import Document, parse
 from edgeward_wire.errors import Rejected, Unavailable
 from edgeward_wire.event import MAX_EVENT_BYTES, Event, Finished, StateChanged
@@ -49,6 +50,7 @@ _KINDS: dict[str, tuple[type[Document], int]] = {
     "telemetry": (Window, MAX_WINDOW_BYTES),
     "event": (Event, MAX_EVENT_BYTES),
     "result": (ResultMessage, 16 << 10),
+    "response": (CommandResponse, MAX_RESPONSE_BYTES),
 }
 _log = logging.getLogger(__name__)
 
@@ -66,6 +68,8 @@ def decode(topic: str, payload: bytes) -> tuple[str, Document]:
     document = parse(kind, payload, limit=limit)
     if isinstance(document, Birth | Reported) and document.device != place.device:
         raise Rejected(f"It says that it is of {document.device}.")
+    if isinstance(document, CommandResponse) and document.n != place.number:
+        raise Rejected(f"It says that it answers command {document.n}.")
     return place.device, document
 
 
@@ -95,6 +99,7 @@ class Batch:
     events: list[tuple[str, Event]] = field(default_factory=list)
     results: list[tuple[str, ResultMessage]] = field(default_factory=list)
     states: list[tuple[str, Status | Birth | Reported]] = field(default_factory=list)
+    responses: list[tuple[str, CommandResponse]] = field(default_factory=list)
     forgotten: list[tuple[str, str, Stream, int]] = field(default_factory=list)
     faults: list[tuple[str, str]] = field(default_factory=list)
     """(topic, why) of what was not valid."""
@@ -131,6 +136,8 @@ def _place(batch: Batch, device: str, document: Document) -> None:
         batch.events.append((device, document))
     elif isinstance(document, ResultMessage):
         batch.results.append((device, document))
+    elif isinstance(document, CommandResponse):
+        batch.responses.append((device, document))
     elif isinstance(document, Status | Birth | Reported):
         batch.states.append((device, document))
 
@@ -166,7 +173,7 @@ def updates(batch: Batch) -> list[tuple[str, str, Update]]:
     return heard
 
 
-def acks(batch: Batch, known: Iterable[str]) -> list[tuple[str, topics.Down, Ack]]:
+def acks(batch: Batch, known: Iterable[str]) -> list[tuple[str, topics.Told, Ack]]:
     """What each device may forget, now that it is stored."""
     there = set(known)
     stored: dict[tuple[str, str, Stream], list[int]] = {}
@@ -311,8 +318,13 @@ async def commit(store: Store, batch: Batch) -> set[str]:
             session, [window_row(d, w, batch.now) for d, w in batch.windows if d in known]
         )
         await streams.add_events(session, [event_row(d, e, batch.now) for d, e in batch.events if d in known])
+        for device, response in batch.responses:
+            if device in known:
+                await commands.answer(session, device, response)
         for device, fields in device_changes(batch, known).items():
             await devices.change(session, device, fields)
+            if fields.get("boot_id", known[device]) != known[device]:
+                await commands.give_up(session, device, "The agent was restarted.", but=fields["boot_id"])
         heard = [one for one in updates(batch) if one[0] in known]
         touched = await rollouts.touched(session, {update.rollout for _, _, update in heard})
         for before in touched:

@@ -30,6 +30,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edgeward_cloud.pki import CLOUD, Pki
 from edgeward_wire import topics
+from edgeward_wire.command import Command
 from edgeward_wire.document import Document
 from edgeward_wire.enrolment import BrokerAddress
 
@@ -153,7 +154,7 @@ class Link:
             _log.warning("The broker at %s is away: %s. Trying again.", where, reason)
         self._complained = True
 
-    async def deliver(self, downs: Sequence[tuple[str, topics.Down, Document]]) -> bool:
+    async def deliver(self, downs: Sequence[tuple[str, topics.Told, Document]]) -> bool:
         """Publish to devices and wait until the broker has them all; False when it did not take them."""
         connection = self._current
         if not downs:
@@ -242,7 +243,7 @@ class _Connection:
         if self.up.is_set():
             self._client.ack(mid, 1)
 
-    async def deliver(self, downs: Sequence[tuple[str, topics.Down, Document]]) -> bool:
+    async def deliver(self, downs: Sequence[tuple[str, topics.Told, Document]]) -> bool:
         """Publish, and wait until the broker has them. A broker that does not take them is left."""
         if not self.up.is_set():
             return False
@@ -251,16 +252,9 @@ class _Connection:
             self._client.disconnect()
         return delivered
 
-    def _deliver(self, downs: Sequence[tuple[str, topics.Down, Document]]) -> bool:
-        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-        properties.MessageExpiryInterval = DOWN_EXPIRY_S
+    def _deliver(self, downs: Sequence[tuple[str, topics.Told, Document]]) -> bool:
         end = time.monotonic() + DELIVERY_TIMEOUT_S
-        sent = [
-            self._client.publish(
-                topics.down(device, kind), document.to_bytes(), qos=topics.qos(kind), properties=properties
-            )
-            for device, kind, document in downs
-        ]
+        sent = [self._publish(device, kind, document) for device, kind, document in downs]
         for info in sent:
             if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
                 return False
@@ -269,6 +263,19 @@ class _Connection:
                     return False
                 info.wait_for_publish(0.2)
         return True
+
+    def _publish(self, device: str, kind: topics.Told, document: Document) -> paho.MQTTMessageInfo:
+        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+        properties.MessageExpiryInterval = DOWN_EXPIRY_S
+        if isinstance(document, Command):
+            topic = topics.command(device, document.n)
+            properties.MessageExpiryInterval = max(1, round(document.expires_at - document.issued_at))
+            properties.ResponseTopic = topics.response(device, document.n)
+            properties.CorrelationData = topics.correlation(document.boot_id, document.n)
+        else:
+            assert kind != topics.COMMAND
+            topic = topics.down(device, kind)
+        return self._client.publish(topic, document.to_bytes(), qos=1, properties=properties)
 
     # --- paho's thread from here on: nothing may raise
 
@@ -286,9 +293,8 @@ class _Connection:
             return
         if not flags.session_present:
             self._inbox.put(SESSION_LOST)
-        client.subscribe(
-            [(topics.all_up(kind), SubscribeOptions(qos=topics.qos(kind))) for kind in _SUBSCRIBED]
-        )
+        wanted = [(topics.all_up(kind), SubscribeOptions(qos=topics.qos(kind))) for kind in _SUBSCRIBED]
+        client.subscribe([*wanted, (topics.all_responses(), SubscribeOptions(qos=1))])
 
     def _on_subscribe(
         self, client: paho.Client, _: Any, __: int, codes: list[ReasonCode], ___: Properties | None

@@ -13,13 +13,13 @@ from edgeward_cloud.settings import Settings
 from edgeward_cloud.store.database import Store
 from edgeward_wire.document import Document
 from edgeward_wire.result import ResultMessage
-from edgeward_wire.topics import Down
+from edgeward_wire.topics import Told
 
-Deliver = Callable[[Sequence[tuple[str, Down, Document]]], Awaitable[bool]]
+Deliver = Callable[[Sequence[tuple[str, Told, Document]]], Awaitable[bool]]
 Results = Callable[[str], tuple[ResultMessage, ...]]
 
 
-async def _undelivered(_: Sequence[tuple[str, Down, Document]]) -> bool:
+async def _undelivered(_: Sequence[tuple[str, Told, Document]]) -> bool:
     return False
 
 

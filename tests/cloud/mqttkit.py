@@ -24,6 +24,7 @@ from edgeward_cloud.pki import Pki, new_csr
 from edgeward_cloud.settings import Settings
 from edgeward_wire import topics
 from edgeward_wire.ack import Ack
+from edgeward_wire.command import CommandResponse
 from edgeward_wire.document import Document
 
 PATIENCE_S = 20.0
@@ -69,6 +70,7 @@ class MqttDevice:
     key_pem: str = ""
     acks: list[Ack] = field(default_factory=list)
     refreshes: list[bytes] = field(default_factory=list)
+    commands: list[paho.MQTTMessage] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         pki = Pki(self.settings.pki)
@@ -92,6 +94,8 @@ class MqttDevice:
     def _on_message(self, _: Any, __: Any, message: paho.MQTTMessage) -> None:
         if topics.parse_topic(message.topic).kind == "ack":
             self.acks.append(Ack.model_validate_json(message.payload))
+        elif topics.parse_topic(message.topic).kind == topics.COMMAND:
+            self.commands.append(message)
         else:
             self.refreshes.append(bytes(message.payload))
 
@@ -115,6 +119,11 @@ class MqttDevice:
         info = self.client.publish(topics.up(self.id, kind), raw, qos=topics.qos(kind), retain=retained)
         info.wait_for_publish(PATIENCE_S)
         assert info.is_published()
+
+    def answer(self, response: CommandResponse, of: str = "") -> None:
+        """Answer a command, maybe one `of` another device."""
+        topic = topics.response(of or self.id, response.n)
+        self.client.publish(topic, response.to_bytes(), qos=1).wait_for_publish(PATIENCE_S)
 
     def acked(self, stream: str = "telemetry") -> set[int]:
         """The seqs that the cloud says it has stored."""

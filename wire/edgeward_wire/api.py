@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from edgeward_wire.command import MAX_SECONDS, SECONDS, CommandResponse, CommandState, Number
+from edgeward_wire.command import MAX_SECONDS, SECONDS, CommandResponse, Number
 from edgeward_wire.document import Open
 from edgeward_wire.enrolment import Admission
 from edgeward_wire.event import Event
@@ -206,6 +206,10 @@ class CommandCreate(Open):
     seconds: float = Field(default=SECONDS, ge=5, le=MAX_SECONDS)
 
 
+Standing = Literal["sent", "accepted", "running", "done", "refused", "failed", "expired"]
+"""`CommandState`, or `sent` before the device answers."""
+
+
 class CommandStatus(Open):
     """GET /v1/devices/{id}/commands -> list, newest first; GET /v1/devices/{id}/commands/{n}."""
 
@@ -213,8 +217,8 @@ class CommandStatus(Open):
     n: Number
     kind: Key
     model: ModelRef
-    state: Literal["sent"] | CommandState
-    """`sent` until the device answers. What it never took is `expired`, what it never ended `failed`."""
+    state: Standing
+    """What the device never took is `expired`, what it never ended `failed`."""
     reason: Reason = ""
     issued_at: UnixTime
     expires_at: UnixTime

@@ -16,6 +16,8 @@ from edgeward_wire.identifiers import DEVICE_PATTERN
 ROOT = "edgeward/v1"
 Up = Literal["status", "birth", "reported", "metrics", "telemetry", "event", "result"]
 Down = Literal["refresh", "ack"]
+Told = Literal["refresh", "ack", "cmd"]
+"""What the cloud says to devices."""
 UP: tuple[Up, ...] = ("status", "birth", "reported", "metrics", "telemetry", "event", "result")
 DOWN: tuple[Down, ...] = ("refresh", "ack")
 RETAINED: frozenset[Up] = frozenset({"status", "birth", "reported"})

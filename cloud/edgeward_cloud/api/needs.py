@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from edgeward_cloud.auth import unauthorised
+from edgeward_cloud.commanding import Commanding
 from edgeward_cloud.deployment import Deployment
 from edgeward_cloud.director import Director
 from edgeward_cloud.enrolment import Enrolment
@@ -30,12 +31,15 @@ class Cloud:
     director: Director
     enrolment: Enrolment
     deployment: Deployment
+    commanding: Commanding
 
     @staticmethod
     def of(parts: Services) -> Cloud:
         """Build it."""
         director = Director(parts.store, parts.registry, parts.deliver)
-        return Cloud(parts, director, Enrolment(parts, director), Deployment(parts, director))
+        return Cloud(
+            parts, director, Enrolment(parts, director), Deployment(parts, director), Commanding(parts)
+        )
 
 
 def cloud(request: Request) -> Cloud:

@@ -8,11 +8,14 @@ from typing import Any, TypeVar, cast
 
 from pydantic import ValidationError
 
+from edgeward_cloud.commanding import standing
 from edgeward_cloud.rollout import Rollout, Target
-from edgeward_cloud.store.models import DeviceRow
+from edgeward_cloud.store.models import CommandRow, DeviceRow
 from edgeward_wire import api
+from edgeward_wire.command import CommandResponse
 from edgeward_wire.document import Document, faults
 from edgeward_wire.enrolment import Admission
+from edgeward_wire.manifest import ModelRef
 from edgeward_wire.reported import Reported
 from edgeward_wire.result import ResultMessage
 from edgeward_wire.status import Birth
@@ -67,6 +70,24 @@ def rollout_view(rollout: Rollout, online: Collection[str], blocked: Mapping[str
         revision=rollout.revision,
         probation_s=rollout.probation_s,
         targets=tuple(targets),
+    )
+
+
+def command_view(row: CommandRow, *, online: bool, now: float) -> api.CommandStatus:
+    """A command as operators see it."""
+    state, reason = standing(row, now)
+    return api.CommandStatus(
+        device=row.device,
+        n=row.n,
+        kind=row.kind,
+        model=ModelRef(path=row.model_path, sha256=row.model_sha256),
+        state=state,
+        reason=reason,
+        issued_at=row.issued_at,
+        expires_at=row.expires_at,
+        created_by=row.created_by,
+        online=online,
+        response=document(CommandResponse, row.response),
     )
 
 

@@ -182,6 +182,26 @@ class EventRow(Base):
     received_at: Mapped[float]
 
 
+class CommandRow(Base):
+    """One command to one device, and what the device last said of it."""
+
+    __tablename__ = "commands"
+
+    device: Mapped[str] = mapped_column(_Name, ForeignKey("devices.id"), primary_key=True)
+    n: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    boot_id: Mapped[str] = mapped_column(String(32))
+    kind: Mapped[str] = mapped_column(_Name)
+    model_path: Mapped[str] = mapped_column(_Path)
+    model_sha256: Mapped[str] = mapped_column(_Digest)
+    seconds: Mapped[float]
+    state: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str] = mapped_column(Text, default="")
+    issued_at: Mapped[float]
+    expires_at: Mapped[float]
+    created_by: Mapped[str] = mapped_column(_Path)
+    response: Mapped[dict[str, Any] | None]
+
+
 class CertificateRow(Base):
     """A client certificate that our CA has issued; the revoked ones make the CRL."""
 
