@@ -1,9 +1,11 @@
 """Golden arrays: what a file gives for known inputs, so that a device can prove that it runs it right.
 
 `.npz` with `in.<k>.<input>` and `out.<k>.<output>` for k = 0, 1, ...: this very file's outputs on the CPU
-with all optimisation off. A second kind holds `picture.<k>` (an encoded picture) and `tensor.<k>` (what
-it must become). Invariants: the same inputs give the same bytes; what is read is bounded before it is
-unpacked, and never unpickled.
+with all optimisation off. Where the model carries state the vectors are one sequence: `in` holds the source
+inputs only, the states begin at zero, and what step k leaves in them is what step k + 1 is given; `out` holds
+all outputs, the states among them. A second kind of file holds `picture.<k>` (an encoded picture) and
+`tensor.<k>` (what it must become). Invariants: the same inputs give the same bytes; what is read is bounded
+before it is unpacked, and never unpickled.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import math
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,9 @@ from numpy.lib import format as npy
 
 from edgeward_runtime import images
 from edgeward_runtime.noise import noise, noise_picture
-from edgeward_runtime.ports import constants, sources
+from edgeward_runtime.ports import constants, initial_states, next_states, sources
 from edgeward_runtime.preprocess import Preprocess, image_input
-from edgeward_runtime.sessions import open_exact
+from edgeward_runtime.sessions import RunFailed, open_exact
 from edgeward_wire.contract import Contract
 from edgeward_wire.errors import Rejected, Unavailable
 
@@ -33,6 +35,7 @@ Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
 
 DEFAULT_COUNT = 8
+SEQUENCE_STEPS = 16
 MAX_VECTORS = 256
 MAX_UNPACKED_BYTES = 512 << 20
 _MAX_MEMBERS = 4096
@@ -60,34 +63,54 @@ def make_golden(
     pictures: Sequence[Path] = (),
     count: int = DEFAULT_COUNT,
     seed: int = 0,
+    *,
+    feeds: Sequence[Arrays] | None = None,
 ) -> bytes:
     """The golden vectors of one file as .npz bytes.
 
-    The inputs are up to `count` of the pictures, spread over all of them; without pictures (evidence
-    `weak`) they are noise from `seed`, shaped like what the contract feeds.
+    The inputs are `feeds` (the source inputs of each vector), whoever chose them; without any they are up
+    to `count` of the pictures, spread over all of them, or else (evidence `weak`) noise from `seed`.
 
     Raises:
-        Rejected: a picture or the file is no good, or this release cannot feed such a contract.
+        Rejected: a picture or the file is no good, or the inputs do not fit the contract.
     """
-    if not 1 <= count <= MAX_VECTORS:
-        raise Rejected(f"{count} golden vectors were asked for; 1 to {MAX_VECTORS} can be made.")
-    if contract.stateful:
-        raise Rejected("The model carries state from run to run, which this release does not run.")
-    session = open_exact(model_path)
-    fixed = constants(contract)
+    wanted = count if feeds is None else len(feeds)
+    if not 1 <= wanted <= MAX_VECTORS:
+        raise Rejected(f"{wanted} golden vectors were asked for; 1 to {MAX_VECTORS} can be made.")
+    if feeds is None:
+        steps = max(count, SEQUENCE_STEPS) if contract.stateful else count
+        feeds = _inputs(contract, pictures, steps, seed)
     arrays: Arrays = {}
-    for k, feeds in enumerate(_inputs(contract, pictures, count, seed)):
-        outputs = session.run({**fixed, **feeds})
-        arrays.update({f"in.{k}.{name}": value for name, value in feeds.items()})
-        for port, value in zip(session.outputs, outputs, strict=True):
+    for k, (given, outputs) in enumerate(
+        zip(feeds, _exact_outputs(model_path, contract, feeds), strict=True)
+    ):
+        arrays.update({f"in.{k}.{name}": value for name, value in given.items()})
+        arrays.update({f"out.{k}.{name}": value for name, value in outputs.items()})
+    return write_npz(arrays)
+
+
+def _exact_outputs(model_path: Path, contract: Contract, feeds: Sequence[Arrays]) -> Iterator[Arrays]:
+    """All outputs by name for each of the inputs, states carried on."""
+    session = open_exact(model_path)
+    fixed, states = constants(contract), initial_states(contract)
+    for k, given in enumerate(feeds):
+        try:
+            values = session.run({**fixed, **states, **given})
+        except RunFailed as error:
+            raise Rejected(
+                f"{model_path.name} does not run on golden input {k}: {error.what}",
+                "Check the shapes that are declared.",
+            ) from error
+        outputs = dict(zip((port.name for port in session.outputs), values, strict=True))
+        for name, value in outputs.items():
             if not np.isfinite(value).all():
                 raise Rejected(
-                    f"Output {port.name} is not finite for golden input {k}.",
+                    f"Output {name} is not finite for golden input {k}.",
                     "Check the preprocessing and the file.",
                 )
-            arrays[f"out.{k}.{port.name}"] = value
+        yield outputs
+        states = next_states(contract, outputs)
     session.close()
-    return write_npz(arrays)
 
 
 def make_preprocess_golden(contract: Contract, pictures: Sequence[Path] = (), seed: int = 0) -> bytes:

@@ -17,7 +17,7 @@ from statistics import median
 from edgeward_runtime import golden, parity, plans, resources
 from edgeward_runtime.golden import Arrays
 from edgeward_runtime.plans import VariantFacts
-from edgeward_runtime.ports import constants
+from edgeward_runtime.ports import constants, initial_states
 from edgeward_runtime.sessions import (
     NotLoaded,
     Placement,
@@ -210,7 +210,7 @@ class _Probe:
     def _load(self, trial: _Trial) -> None:
         """Open the session, run it once, and see what it took."""
         variant = self.subject.variants[trial.plan.variant]
-        fixed = constants(self.subject.contract)
+        fixed = {**constants(self.subject.contract), **initial_states(self.subject.contract)}
         trial.feeds = [{**fixed, **inputs} for inputs, _ in self._vectors(trial.plan.variant)]
         before = resources.private_mb()
         started = time.perf_counter()
@@ -230,7 +230,7 @@ class _Probe:
         variant = self.subject.variants[trial.plan.variant]
         assert trial.session is not None
         vectors = self._vectors(trial.plan.variant)
-        trial.parity = parity.worst_cosine(trial.session, vectors, constants(self.subject.contract))
+        trial.parity = parity.worst_cosine(trial.session, vectors, self.subject.contract)
         least = parity.gate(variant.cosine, variant.facts.precision, trial.plan.provider)
         if trial.parity >= least:
             return True

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from onnx import TensorProto, helper
 
 from edgeward_runtime import golden
 from edgeward_runtime.contract_guess import guess
@@ -104,14 +105,55 @@ def test_golden_outputs_are_the_files_own(tmp_path: Path) -> None:
     path = int8_classifier(tmp_path / "m.onnx")
     known = guess(path, sidecar_file(tmp_path / "m.toml", labels=str(Path(__file__))))
     pictures = find_pictures(picture_directory(tmp_path / "pictures"))
-    raw = make_golden(path, known.contract, pictures)
+    contract = known.contract
+    raw = make_golden(path, contract, pictures)
     assert raw == make_golden(path, known.contract, pictures)
     pairs = vectors(read_npz(raw))
     assert len(pairs) == 3
     assert [int(out["logits"].argmax()) for _, out in pairs] == [0, 1, 2]
-    assert worst_cosine(open_exact(path), pairs, {}) == pytest.approx(1.0, abs=1e-12)
+    assert worst_cosine(open_exact(path), pairs, contract) == pytest.approx(1.0, abs=1e-12)
     fast = open_session(path, Plan(provider="CPUExecutionProvider", variant="int8"))
-    assert worst_cosine(fast, pairs, {}) > 0.999
+    assert worst_cosine(fast, pairs, contract) > 0.999
+
+
+def counter(path: Path) -> Path:
+    """y = x + h, and h becomes y: what a step gives depends on all steps before it."""
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 4]) for n in ("x", "h", "y", "hn")]
+    nodes = [helper.make_node("Add", ["x", "h"], ["y"]), helper.make_node("Identity", ["y"], ["hn"])]
+    graph = helper.make_graph(nodes, "g", ports[:2], ports[2:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    return path
+
+
+def test_states_are_carried_from_vector_to_vector(tmp_path: Path) -> None:
+    path = counter(tmp_path / "m.onnx")
+    contract = guess(path, flags={"task": "tensor"}).contract
+    assert contract.stateful
+    raw = make_golden(path, contract, seed=3)
+    assert raw == make_golden(path, contract, seed=3)
+    pairs = vectors(read_npz(raw))
+    assert len(pairs) >= 8
+    assert [set(inputs) for inputs, _ in pairs] == [{"x"}] * len(pairs)
+    assert set(pairs[0][1]) == {"y", "hn"}
+    total = np.cumsum([inputs["x"] for inputs, _ in pairs], axis=0, dtype=np.float32)
+    np.testing.assert_allclose([outputs["y"] for _, outputs in pairs], total, rtol=1e-6)
+    assert worst_cosine(open_exact(path), pairs, contract) == pytest.approx(1.0, abs=1e-12)
+    # A run that forgets its state is found out at the second step.
+    swapped = [pairs[0], *reversed(pairs[1:])]
+    assert worst_cosine(open_exact(path), swapped, contract) < 0.99
+    mine = [{"x": np.full((1, 4), k, np.float32)} for k in range(3)]
+    assert len(vectors(read_npz(make_golden(path, contract, feeds=mine)))) == 3
+
+
+def test_inputs_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    path = counter(tmp_path / "m.onnx")
+    contract = guess(path, flags={"task": "tensor"}).contract
+    with pytest.raises(Rejected, match=r"m\.onnx does not run on golden input 0"):
+        make_golden(path, contract, feeds=[{"x": np.zeros((1, 9), np.float32)}])
+    with pytest.raises(Rejected, match="1 to 256"):
+        make_golden(path, contract, feeds=[])
 
 
 def test_without_pictures_there_is_seeded_noise(tmp_path: Path) -> None:
@@ -136,11 +178,12 @@ def test_pictures_that_are_none_are_named(tmp_path: Path) -> None:
 
 def test_another_models_vectors_are_caught(tmp_path: Path) -> None:
     path, other = int8_classifier(tmp_path / "m.onnx"), int8_classifier(tmp_path / "o.onnx", classes=5)
+    contract = guess(path).contract
     pairs = vectors(read_npz(make_golden(other, guess(other).contract)))
-    assert worst_cosine(open_exact(path), pairs, {}) == -1.0
+    assert worst_cosine(open_exact(path), pairs, contract) == -1.0
     renamed = [({"photo": inputs["image"]}, outputs) for inputs, outputs in pairs]
     with pytest.raises(Rejected, match="another model"):
-        worst_cosine(open_exact(path), renamed, {})
+        worst_cosine(open_exact(path), renamed, contract)
 
 
 def test_cosine_and_its_gate() -> None:
