@@ -59,6 +59,7 @@ def prepare(model: Path, out: Path, feeds: Sequence[Mapping[str, Array]] = ()) -
         whole = embed_external_data(facts, home)
         plain = _modernised(onnx.load(str(whole)), model.name)
         folded = _folded(plain, home, model.name)
+        _rename_made(folded.graph, plain.graph)
         _name_nodes(folded.graph)
         _unshare_weights(folded.graph)
         folded = _shaped(folded)
@@ -173,6 +174,37 @@ def _shaped(model: onnx.ModelProto) -> onnx.ModelProto:
     with contextlib.suppress(shape_inference.InferenceError):  # then fewer tensors can be quantised
         return shape_inference.infer_shapes(model, data_prop=True)
     return model
+
+
+def _rename_made(graph: onnx.GraphProto, source: onnx.GraphProto) -> None:
+    """Names of ours for the tensors and nodes that folding has made; in place.
+
+    ONNX Runtime makes the same names again when it optimises the file a second time, and then refuses to load
+    it ("Attempt to replace the existing tensor"; seen on transformers).
+    """
+    known = {value.name for value in source.input} | {tensor.name for tensor in source.initializer}
+    known |= {name for node in source.node for name in (*node.output, node.name)}
+    made = [tensor.name for tensor in graph.initializer] + [
+        name for node in graph.node for name in node.output
+    ]
+    ours = {name: f"folded/{k}" for k, name in enumerate(made) if name and name not in known}
+    for tensor in graph.initializer:
+        tensor.name = ours.get(tensor.name, tensor.name)
+    for node in graph.node:
+        node.name = node.name if node.name in known else ""
+        _rename(node, ours)
+
+
+def _rename(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
+    for ports in (node.input, node.output):
+        for k, name in enumerate(ports):
+            ports[k] = names.get(name, name)
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            for inner in graph.node:
+                _rename(inner, names)
+            for value in graph.output:
+                value.name = names.get(value.name, value.name)
 
 
 def _name_nodes(graph: onnx.GraphProto) -> None:
