@@ -11,10 +11,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
+from bench_quantise import quantise
 from camera import make_video
+from rows import Row, at_most
 from stack import Stack
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,27 +24,6 @@ ZOO = ROOT / "models/zoo"
 MODEL = ZOO / "efficientnet-lite0.onnx"
 SETTLE_S = 5.0
 PICTURES = ("camera.jpg", "coffee.jpg", "chelsea.jpg", "rocket.jpg")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One figure. `baseline` and `ratio` where two sides were measured; `holds` is None without a goal."""
-
-    bench: str
-    metric: str
-    value: float
-    unit: str
-    baseline: float | None = None
-    ratio: float | None = None
-    goal: str = ""
-    holds: bool | None = None
-
-
-def at_most(
-    bench: str, metric: str, value: float, unit: str, *, goal: float, baseline: float | None = None
-) -> Row:
-    ratio = round(value / baseline, 3) if baseline else None
-    return Row(bench, metric, round(value, 2), unit, baseline, ratio, f"<= {goal:g}", value <= goal)
 
 
 def pss_mb(pid: int) -> float:
@@ -166,7 +147,11 @@ def deploy(minutes: float) -> Iterator[Row]:
     yield Row("deploy", "whole_command_median", round(statistics.median(took), 2), "s")
 
 
-BENCHES: dict[str, Callable[[float], Iterator[Row]]] = {"footprint": footprint, "deploy": deploy}
+BENCHES: dict[str, Callable[[float], Iterator[Row]]] = {
+    "footprint": footprint,
+    "deploy": deploy,
+    "quantise": quantise,
+}
 
 
 def machine() -> str:
@@ -189,15 +174,20 @@ def machine() -> str:
 
 def table(row: Row) -> str:
     mark = {True: "holds", False: "MISSED", None: ""}[row.holds]
-    against = f"({row.ratio:g} x {row.baseline:g})" if row.ratio is not None else ""
-    return f"{row.metric:32} {row.value:>9g} {row.unit:8} {row.goal:10} {mark:7} {against}"
+    against = f"({row.ratio:g} x {row.baseline:g})" if row.ratio is not None else row.note
+    return f"{row.metric:40} {row.value:>9g} {row.unit:8} {row.goal:10} {mark:7} {against}".rstrip()
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument("name", nargs="?", choices=sorted(BENCHES))
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    parser.add_argument("--minutes", type=float, default=5.0, help="how long to serve before measuring")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=5.0,
+        help="footprint: how long to serve before measuring; quantise: the budget of each search",
+    )
     arguments = parser.parse_args()
     if arguments.name is None:
         for name, bench in sorted(BENCHES.items()):
