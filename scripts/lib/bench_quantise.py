@@ -164,7 +164,7 @@ def _alternative(metric: str, row: Mapping[str, Any]) -> Row:
 
 
 def _openvino(label: str, files: Mapping[str, Path], feeds: Path, side: Side) -> Iterator[Row]:
-    """Where OpenVINO is installed it is a plan: our file on the better provider, and OpenVINO on the others."""
+    """Where OpenVINO is installed it is a plan: our file on the better of two, and OpenVINO on the others."""
     python = ROOT / ".venv-openvino/bin/python"
     if not python.exists():
         print("# without OpenVINO: scripts/test-matrix openvino makes its environment", file=sys.stderr)
