@@ -25,8 +25,8 @@ class View(NamedTuple):
 
 
 def result_at(contract: Contract, outputs: Sequence[Port]) -> tuple[int, OutputPort]:
-    """The contract's first result: its place among the outputs. Raises Rejected when it is not there."""
-    port = contract.results[0] if contract.results else None
+    """The result with the scores: its place among the outputs. Raises Rejected when it is not there."""
+    port = contract.scores
     names = [output.name for output in outputs]
     if port is None or port.name not in names:
         raise Rejected(f"The file has no output {port.name if port else ''!r} as the contract says.")
