@@ -44,9 +44,8 @@ def constants(contract: Contract) -> dict[str, npt.NDArray[Any]]:
         if len(port.const) not in (1, math.prod(shape)):
             raise Rejected(f"Input {port.name} has {len(port.const)} constants for the shape {shape}.")
         values = np.asarray(port.const, dtype=np.dtype(port.dtype))
-        found[port.name] = np.ascontiguousarray(
-            np.broadcast_to(values, shape) if values.size == 1 else values.reshape(shape)
-        )
+        # Not broadcast: that cannot make a scalar of one value.
+        found[port.name] = np.full(shape, values[0]) if values.size == 1 else values.reshape(shape)
     return found
 
 
