@@ -10,11 +10,12 @@ from typing import Any
 
 import typer
 
-from edgeward_ctl.model import inspect, optimise, zoo
+from edgeward_ctl.model import inspect, optimise, quantise, zoo
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "inspect": inspect.command,
     "optimise": optimise.command,
+    "quantise": quantise.command,
 }
 
 app = typer.Typer(

@@ -1,0 +1,311 @@
+"""From a float ONNX file to the INT8 file that pays on a target: prepare, search, measure, decide, write.
+
+    report = quantise_model(QuantiseRequest(Path("model.onnx"), samples=Path("pictures")), Path("out"))
+
+Invariants: what is offered was measured faster than FP32 on its target, gives its own exact outputs under
+the plan that runs here, and passed the gate on samples that neither calibrated nor searched; the model
+itself is never written to. All work lies in OUT/.work under keys of everything that it depends on: a run that
+was killed goes on where it was, a second run redoes nothing.
+"""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgeward_models import machine
+from edgeward_models.calibration import Ranges, calibrate, source_ranges
+from edgeward_models.findings import TargetReport
+from edgeward_models.graph import Facts
+from edgeward_models.inspect import Inspection, inspect_model
+from edgeward_models.prepare import prepare
+from edgeward_models.progress import Progress, silent
+from edgeward_models.quantise_report import QuantiseReport, write_report
+from edgeward_models.quantiser import quantisable
+from edgeward_models.samples import Feeds, Samples, open_samples
+from edgeward_models.schemes import TARGETS, Calibration, Target
+from edgeward_models.search import Gate
+from edgeward_models.study import Study, search_target
+from edgeward_models.trials import CLASSIFYING, Effort, drive, effort, set_bench
+from edgeward_models.workspace import Workspace, file_digest
+from edgeward_runtime import sessions
+from edgeward_runtime.sessions import CPU, NotLoaded, RunFailed, open_session
+from edgeward_wire import __version__
+from edgeward_wire.contract import Contract
+from edgeward_wire.errors import Rejected
+from edgeward_wire.verdict import Plan
+
+AGREEMENT = 0.90
+"""The default gate of a classification: the share of samples with FP32's first answer."""
+SQNR_DB = 15.0
+"""The default gate of everything else."""
+MAX_BUDGET_S = 24 * 3600.0
+_SURE = 150  # samples from which the lower bound of an agreement is a fair thing to ask for
+FIT_SEED, CALIBRATION_SEED = 2, 1
+
+
+@dataclass(frozen=True)
+class QuantiseRequest:
+    """What to quantise, for what, and how long to search."""
+
+    model: Path
+    sidecar: Path | None = None
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    """Has the sidecar's shape and wins over it."""
+    samples: Path | None = None
+    """Pictures, WAV files or an .npz; None: what the sidecar names, else noise."""
+    targets: tuple[str, ...] = ()
+    """Names of `TARGETS`, the first is the main one; empty: this machine's."""
+    budget_s: float = 600.0
+    max_drop: float | None = None
+    """How much of the top-1 agreement with FP32 may be lost, 0..1; None: the default gates."""
+    threads: int = 1
+    seed: int = 0
+    keep_float: tuple[str, ...] = ()
+    """Nodes that stay in float whatever the search finds."""
+
+
+def quantise_model(request: QuantiseRequest, out: Path, progress: Progress = silent) -> QuantiseReport:
+    """Search, and write OUT/NAME.onnx with its sidecar and reports; returns what was found.
+
+    Where nothing passes, no model is written: see `QuantiseReport.exit_code` and `.conclusion`.
+
+    Raises:
+        Rejected: the model, the samples or the request is no good; says what to do.
+        Unavailable: a file cannot be read or written.
+    """
+    began = time.monotonic()
+    targets = _targets(request)
+    work = Workspace(out / ".work")
+    with tempfile.TemporaryDirectory(prefix="edgeward-quantise-") as scratch:
+        progress("reading", 0, 1)
+        inspection = inspect_model(request.model, request.sidecar, request.flags, scratch=Path(scratch))
+        known = inspection.guess.complete(without=("labels",))
+        _check_model(inspection.facts, out / f"{known.name}.onnx")
+        samples = open_samples(known.contract, request.samples or known.samples, seed=request.seed)
+        progress("reading", 1, 1)
+        key = _key(request, inspection, samples)
+        plan = Plan(provider=CPU, variant="fp32", threads=request.threads)
+        study = _study(_Source(request, inspection, samples, work, progress, key, plan), began)
+        found: list[TargetReport] = []
+        for target in targets:
+            found.append(search_target(study, target, found[0] if found else None))
+        report = QuantiseReport(
+            name=known.name,
+            model=inspection.facts,
+            sha256=file_digest(inspection.whole),
+            origin=samples.origin,
+            evidence=samples.evidence,
+            effort=study.effort,
+            machine=machine.facts(),
+            threads=request.threads,
+            targets=tuple(found),
+            took_s=time.monotonic() - began,
+        )
+        write_report(report, inspection, request.samples or known.samples, out)
+    return report
+
+
+# --- what is asked for
+
+
+def _targets(request: QuantiseRequest) -> list[Target]:
+    """The targets by name. Raises Rejected."""
+    if not 0 < request.budget_s <= MAX_BUDGET_S:
+        raise Rejected(f"A budget of {request.budget_s:g} s cannot be kept.", "Give 1s to 24h.")
+    if request.max_drop is not None and not 0 <= request.max_drop < 1:
+        raise Rejected(
+            f"A drop of {request.max_drop:g} is no share.", "Give 0 to 0.99, e.g. --max-drop 0.01."
+        )
+    names = request.targets or (_own_target(),)
+    for name in names:
+        if name not in TARGETS:
+            raise Rejected(f"There is no target {name!r}.", f"There are: {', '.join(TARGETS)}.")
+    return [TARGETS[name] for name in dict.fromkeys(names)]
+
+
+def _own_target() -> str:
+    """The target that this machine's processor is."""
+    arch = platform.machine()
+    for name, target in TARGETS.items():
+        if target.arch == arch:
+            return name
+    raise Rejected(f"No target is of this machine's kind ({arch}).", f"Name one: {', '.join(TARGETS)}.")
+
+
+def _check_model(facts: Facts, offer: Path) -> None:
+    if facts.precision == "int8":
+        raise Rejected(
+            f"{facts.path.name} is INT8 already: {facts.int8_share * 100:.0f} % of its multiplications.",
+            "Give the float file that it was made of.",
+        )
+    if facts.precision == "fp16":
+        raise Rejected(f"{facts.path.name} is FP16.", "Give the FP32 file that it was made of.")
+    if not facts.macs:
+        raise Rejected(
+            f"{facts.path.name} has no convolutions or matrix products: there is nothing to quantise.",
+            'Deploy it as it is, with float = "reason" in its sidecar.',
+        )
+    if offer.exists() and offer.samefile(facts.path):
+        raise Rejected(f"{offer} is the model itself, and would be written over.", "Give another --out.")
+
+
+def gates(max_drop: float | None, contract: Contract, fit: int) -> tuple[Gate, Gate]:
+    """(what the search aims for, what must be reached), with `fit` samples to search with. Raises Rejected.
+
+    By default a classification aims for the lower bound of its agreement, so that the figure itself holds
+    on samples that the search did not see.
+    """
+    if contract.task in CLASSIFYING:
+        must = Gate("agreement", AGREEMENT if max_drop is None else 1 - max_drop)
+        sure = max_drop is None and fit >= _SURE
+        return (Gate("agreement_low", AGREEMENT) if sure else must), must
+    if max_drop is not None:
+        raise Rejected(
+            f"--max-drop is about first answers, and a model for {contract.task!r} gives none.",
+            f"Without it the gate is an SQNR of {SQNR_DB:g} dB; `agent-ctl model evaluate` gates on labels.",
+        )
+    gate = Gate("sqnr_db", SQNR_DB)
+    return gate, gate
+
+
+# --- what all candidates are held against
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The float model with its samples, before anything is known of them."""
+
+    request: QuantiseRequest
+    inspection: Inspection
+    samples: Samples
+    work: Workspace
+    progress: Progress
+    key: Mapping[str, Any]
+    plan: Plan
+
+    @property
+    def contract(self) -> Contract:
+        return self.inspection.guess.contract
+
+    def full_feeds(self, samples: Iterable[Feeds]) -> Iterator[Feeds]:
+        """Each sample with constants, and the states as the float model leaves them. Raises Rejected."""
+        file = self.inspection.whole
+        try:
+            session = open_session(file, self.plan)
+            try:
+                for feeds, _ in drive(session, self.contract, samples):
+                    yield feeds
+            finally:
+                session.close()
+        except NotLoaded as error:
+            raise Rejected(f"{file.name} does not load: {error.what}") from error
+        except RunFailed as error:
+            raise Rejected(f"{file.name} does not run on the samples. {error.what}") from error
+
+    def effort(self, feeds: Sequence[Feeds]) -> Effort:
+        """How many samples each step takes. Kept, so that a second run takes the same ones."""
+        budget, samples = self.request.budget_s, self.samples
+
+        def measure() -> dict[str, int]:
+            session = open_session(self.inspection.whole, self.plan)
+            took = []
+            for k in range(8):
+                begun = time.perf_counter()
+                outputs = session.run(feeds[k % len(feeds)])
+                took.append(time.perf_counter() - begun)
+            session.close()
+            size = sum(value.nbytes for value in (*feeds[0].values(), *outputs))
+            return asdict(effort(min(took), budget, samples.limit("fit"), samples.limit("test"), size))
+
+        key = {**self.key, "budget_s": budget, "threads": self.request.threads}
+        return Effort(**self.work.json("effort", key, measure))
+
+    def ranges(self, prepared: Path, method: Calibration, count: int) -> Ranges:
+        """What the activations take on, by one method of calibration."""
+
+        def make() -> dict[str, list[float]]:
+            stream = self.samples.stream("fit", count, CALIBRATION_SEED)
+            return calibrate(
+                prepared,
+                self.full_feeds(stream),
+                method,
+                progress=self.progress,
+                known=source_ranges(self.contract),
+                total=count,
+            ).plain()
+
+        return Ranges(
+            self.work.json(f"ranges-{method}", {**self.key, "method": method, "count": count}, make)
+        )
+
+
+def _study(source: _Source, began: float) -> Study:
+    """Prepare the model, and run FP32 over the samples that the search uses."""
+    request, work, progress = source.request, source.work, source.progress
+    contract, whole = source.contract, source.inspection.whole
+    few = list(source.full_feeds(source.samples.stream("fit", min(4, source.samples.limit("fit") or 4))))
+    progress("preparing", 0, 1)
+    prepared = work.file("prepared.onnx", source.key, lambda out: _prepare(whole, out, few))
+    names = tuple(quantisable(prepared))
+    _check_names(request.keep_float, names)
+    progress("preparing", 1, 1)
+    planned = source.effort(few)
+    progress("FP32 on the samples", 0, 1)
+    fit = source.samples.take("fit", planned.fit, FIT_SEED)
+    bench = set_bench(whole, contract, source.plan, fit, planned.exact)
+    progress("FP32 on the samples", 1, 1)
+    aim, must = gates(request.max_drop, contract, planned.fit)
+    return Study(
+        whole=whole,
+        prepared=prepared,
+        operators=source.inspection.facts.operators,
+        names=names,
+        contract=contract,
+        samples=source.samples,
+        effort=planned,
+        bench=bench,
+        feeds=few,
+        full_feeds=lambda count: list(source.full_feeds(fit[:count])),
+        ranges=lambda method: source.ranges(prepared, method, planned.calibrate),
+        keep_float=tuple(name for name in names if name in request.keep_float),
+        aim=aim,
+        must=must,
+        float_plan=source.plan,
+        work=work,
+        key=source.key,
+        budget_s=request.budget_s,
+        deadline=began + request.budget_s,
+        progress=progress,
+    )
+
+
+def _key(request: QuantiseRequest, inspection: Inspection, samples: Samples) -> dict[str, Any]:
+    """What every result depends on."""
+    return {
+        "model": file_digest(inspection.whole),
+        "contract": inspection.guess.contract.model_dump(mode="json"),
+        "samples": samples.digest,
+        "seed": request.seed,
+        "ort": sessions.version(),
+        "edgeward": __version__,
+    }
+
+
+def _prepare(whole: Path, out: Path, feeds: Sequence[Feeds]) -> None:
+    prepare(whole, out, feeds)
+
+
+def _check_names(wanted: Sequence[str], names: Sequence[str]) -> None:
+    for name in wanted:
+        if name not in names:
+            close = [other for other in names if name.lower() in other.lower()][:5] or list(names[:5])
+            raise Rejected(
+                f"No node that could be quantised is called {name!r}.",
+                f"There are, for example: {', '.join(close)}.",
+            )

@@ -1,0 +1,408 @@
+"""What a quantisation leaves behind: the files that are offered, their sidecar, and the report on all others.
+
+    OUT/NAME.onnx, OUT/NAME.toml, OUT/labels.txt     to deploy; only where something is offered
+    OUT/NAME-TARGET.onnx                             for further targets
+    OUT/report.json, OUT/report.md, OUT/pareto.svg   always
+
+Invariants: what an earlier run wrote and this one does not offer is gone afterwards, and nothing that
+somebody else wrote is touched; the sidecar reads back as a sidecar; no figure stands without its interval.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgeward_models.findings import Candidate, TargetReport
+from edgeward_models.graph import Facts, read_facts
+from edgeward_models.inspect import Inspection, sidecar_text
+from edgeward_models.machine import Machine, lines
+from edgeward_models.pareto_plot import Dot, Kind, draw
+from edgeward_models.schemes import TARGETS
+from edgeward_models.search import nearest
+from edgeward_models.statistics import Interval
+from edgeward_models.trials import Effort
+from edgeward_models.variants import Further
+from edgeward_models.workspace import file_digest
+from edgeward_wire import __version__
+from edgeward_wire.errors import Rejected, Unavailable
+from edgeward_wire.manifest import TargetHints
+
+SCHEMA = "edgeward.quantise/1"
+DONE, NOT_OFFERED = 0, 1
+_MAX_REPORT_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class QuantiseReport:
+    """The whole run."""
+
+    name: str
+    model: Facts
+    sha256: str
+    """Of the float model."""
+    origin: str
+    """Of the samples, for people."""
+    evidence: str
+    effort: Effort
+    machine: Machine
+    threads: int
+    targets: tuple[TargetReport, ...]
+    took_s: float
+
+    @property
+    def exit_code(self) -> int:
+        """0 where every target has something on offer."""
+        return DONE if all(one.offered is not None for one in self.targets) else NOT_OFFERED
+
+    @property
+    def conclusion(self) -> str:
+        """A sentence for each target."""
+        return "\n".join(conclude(one) for one in self.targets)
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON: the whole report; what is infinite is null."""
+        made: dict[str, Any] = _json(
+            {
+                "schema": SCHEMA,
+                "edgeward": __version__,
+                "name": self.name,
+                "model": {
+                    "file": self.model.path.name,
+                    "sha256": self.sha256,
+                    "macs": self.model.macs,
+                    "bytes": self.model.bytes,
+                },
+                "samples": {"origin": self.origin, "evidence": self.evidence, **asdict(self.effort)},
+                "machine": self.machine.plain(),
+                "threads": self.threads,
+                "targets": [_target(one) for one in self.targets],
+                "exit": self.exit_code,
+                "took_s": round(self.took_s, 1),
+            }
+        )
+        return made
+
+
+def conclude(target: TargetReport) -> str:
+    """What came of one target, and what to do where nothing is offered."""
+    one, final = target.offered, target.final
+    if one is not None and final is not None and one.timing is not None:
+        ratio, interval = one.timing.ratio or 1.0, one.timing.interval or Interval(1.0, 1.0)
+        agreed = (
+            f" and top-1 agreement {_share(final.agreement)} {_between(final.agreement_interval, 3)}"
+            if final.agreement is not None
+            else ""
+        )
+        return (
+            f"{target.target}: {one.title} is {1 / ratio:.2f} x as fast as FP32"
+            f" [{1 / interval.high:.2f}, {1 / interval.low:.2f}] at SQNR {decibels(final.sqnr_db)}"
+            f" {_between(final.sqnr_interval, 1)}{agreed}, on {final.samples} test samples."
+        )
+    if one is not None:
+        return f"{target.target}: {one.title}. {' '.join(target.notes)}"
+    measured = [c.measured for c in target.candidates]
+    best = nearest(measured, target.gate)
+    if best is not None:
+        return (
+            f"{target.target}: nothing passes the gate. The best that is faster than FP32,"
+            f" {target.candidates[best].title}, is {1 / (measured[best].ratio or 1.0):.2f} x as fast and has"
+            f" {target.gate.lacks(measured[best])}."
+        )
+    timed = [c for c in target.candidates if c.measured.ratio is not None]
+    if timed:
+        fastest = min(timed, key=lambda c: c.measured.ratio or math.inf)
+        return (
+            f"{target.target}: INT8 does not pay. The fastest candidate, {fastest.title}, takes"
+            f" {fastest.measured.ratio:.2f} of FP32's time"
+            f" {_between(fastest.timing.interval if fastest.timing else None, 2)}"
+            + (f" ({fastest.measured.excluded})." if fastest.measured.excluded else ".")
+        )
+    reason = next((m.excluded for m in measured if m.excluded), "") or " ".join(target.notes)
+    return f"{target.target}: no candidate can be offered. {reason}".strip()
+
+
+def advice(report: QuantiseReport) -> str:
+    """The next step where something is not offered."""
+    failed = [one for one in report.targets if one.offered is None]
+    if not failed:
+        return ""
+    near = any(nearest([c.measured for c in one.candidates], one.gate) is not None for one in failed)
+    if near and report.evidence == "weak":
+        return "Give --samples: on noise, calibration and accuracy mean little."
+    if near:
+        return "Give more or better --samples, a larger --budget, or a gate that allows more (--max-drop)."
+    return 'Deploy the float model, with float = "reason" in its sidecar, or quantise for another --target.'
+
+
+# --- the table of candidates
+
+
+COLUMNS = ("candidate", "SQNR", "agreement", "latency / FP32", "p50 ms", "parity", "", "why")
+
+
+def rows(target: TargetReport) -> list[tuple[str, ...]]:
+    """One row of text a candidate, the offered one first, then the front, then what is slower or excluded."""
+    return [_row(target, k) for k in sorted(range(len(target.candidates)), key=lambda k: _rank(target, k))]
+
+
+def _rank(target: TargetReport, k: int) -> tuple[bool, bool, bool, float]:
+    one = target.candidates[k].measured
+    return k != target.chosen, bool(one.excluded), k not in target.front, one.ratio or math.inf
+
+
+def _row(target: TargetReport, k: int) -> tuple[str, ...]:
+    one = target.candidates[k]
+    m, timing = one.measured, one.timing
+    return (
+        one.title,
+        "" if m.sqnr_db is None else decibels(m.sqnr_db),
+        "" if m.agreement is None else f"{_share(m.agreement)} {_between(one.agreement_interval, 2)}",
+        ""
+        if timing is None or timing.ratio is None
+        else f"{timing.ratio:.3f} {_between(timing.interval, 3)}",
+        "" if timing is None or timing.p50_ms is None else f"{timing.p50_ms:.2f}",
+        "" if one.parity is None else f"{one.parity:.4f}",
+        "chosen" if k == target.chosen else "front" if k in target.front else "",
+        _why(target, k),
+    )
+
+
+def _why(target: TargetReport, k: int) -> str:
+    one = target.candidates[k].measured
+    if one.excluded:
+        return one.excluded
+    if k == target.chosen:
+        return ""
+    if one.ratio is not None and not one.faster:
+        return "not faster than FP32"
+    if not target.gate.passes(one):
+        return target.gate.lacks(one)
+    return ""
+
+
+# --- files
+
+
+def write_report(report: QuantiseReport, source: Inspection, samples: Path | None, out: Path) -> None:
+    """Write everything; `source` is the float model's inspection. Raises Unavailable, Rejected."""
+    try:
+        _forget(out)
+        offered = _offer(report, source, samples, out) if report.targets[0].offered is not None else {}
+        plain = {**report.plain(), "files": {path.name: file_digest(path) for path in offered.values()}}
+        _write(out / "report.json", json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        _write(out / "report.md", markdown(report))
+        _write(out / "pareto.svg", plot(report))
+    except OSError as error:
+        raise Unavailable(f"{out} cannot be written: {error.strerror}.", "Is the disk full?") from error
+
+
+def _forget(out: Path) -> None:
+    """Delete what the last report offered, as long as it is still what was written then."""
+    try:
+        raw = (out / "report.json").read_bytes()[:_MAX_REPORT_BYTES]
+        report = json.loads(raw)
+        files = report["files"] if report["schema"] == SCHEMA else {}
+        known = {str(name): str(digest) for name, digest in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return
+    for name, digest in known.items():
+        path = out / Path(name).name
+        if path.is_file() and file_digest(path) == digest:
+            path.unlink()
+
+
+def _offer(report: QuantiseReport, source: Inspection, samples: Path | None, out: Path) -> dict[str, Path]:
+    """Copy what is offered, and write the sidecar; returns what was written."""
+    several = len(report.targets) > 1
+    main = report.targets[0]
+    model = _placed(main.offered, out / f"{report.name}.onnx", report)
+    written = {"model": model}
+    further = []
+    for target in report.targets[1:]:
+        if target.offered is None:
+            continue
+        path = _placed(target.offered, out / f"{report.name}-{target.target}.onnx", report)
+        written[target.target] = path
+        facts = read_facts(path)
+        accuracy = _accuracy(target)
+        further.append(Further(target.target, path, facts.precision, TARGETS[target.target].hints, accuracy))
+    known = source.guess
+    if known.labels is not None:
+        written["labels"] = _copied(known.labels, out / "labels.txt")
+    hints = TARGETS[main.target].hints
+    guess = replace(
+        known,
+        precision="int8",
+        labels=written.get("labels"),
+        samples=samples.absolute() if samples is not None else None,
+        float_reason=None,
+        accuracy=_accuracy(main),
+        report=out / "report.json",
+        # A lone file may be tried anywhere: the device's probe decides, as ever.
+        targets=hints if several or hints.isa else TargetHints(),
+        notes=(),
+    )
+    inspection = Inspection(read_facts(model), guess, model, tuple(further))
+    written["sidecar"] = out / f"{report.name}.toml"
+    _write(written["sidecar"], sidecar_text(inspection))
+    return written
+
+
+def _placed(one: Candidate | None, path: Path, report: QuantiseReport) -> Path:
+    assert one is not None
+    assert one.file is not None
+    if path.exists() and file_digest(path) == report.sha256:
+        raise Rejected(f"{path} is the float model, and would be written over.", "Give another --out.")
+    return _copied(one.file, path)
+
+
+def _copied(source: Path, path: Path) -> Path:
+    if not (path.exists() and path.samefile(source)):
+        beside = path.with_name(f".{path.name}.new")
+        shutil.copyfile(source, beside)
+        os.replace(beside, path)
+    return path
+
+
+def _write(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name}.new")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
+def _accuracy(target: TargetReport) -> dict[str, float]:
+    return target.final.accuracy() if target.final is not None else {}
+
+
+# --- for people
+
+
+def markdown(report: QuantiseReport) -> str:
+    """The report as Markdown."""
+    text = [f"# {report.name}: float to INT8", "", *(f"- {line}" for line in report.conclusion.splitlines())]
+    if next_step := advice(report):
+        text.append(f"- {next_step}")
+    weak = " (weak evidence: nothing was known of real inputs)" if report.evidence == "weak" else ""
+    counts = report.effort
+    text += [
+        "",
+        "## Measured",
+        "",
+        f"Samples: {report.origin}{weak}. {counts.calibrate} calibrated, {counts.fit} searched, {counts.test}"
+        " tested; testing saw none of what the others did. Samples that are crops of the same few pictures"
+        " depend on one another: the intervals are rather too narrow then.",
+        "",
+        f"Latencies are paired with FP32's in one process, in turn, on {report.threads}"
+        f" thread{'s' if report.threads > 1 else ''}. Intervals are at 95 %.",
+        "",
+        *(f"- {what}: {value}" for what, value in lines(report.machine)),
+    ]
+    for target in report.targets:
+        text += ["", f"## {target.target}", "", f"Gate: {target.gate.says()}."]
+        text += target.notes
+        if target.unsupported:
+            text.append(f"In float on this target: {', '.join(target.unsupported)}.")
+        text += ["", *_markdown_table(COLUMNS, rows(target))]
+        if target.layers:
+            most = [(str(x["name"]), f"{x['macs_share']:.1%}", decibels(x["sqnr_db"])) for x in target.layers]
+            text += ["", "The most sensitive layers, each quantised alone:", ""]
+            text += _markdown_table(("layer", "share of the work", "SQNR"), most[:16])
+    if any(target.here for target in report.targets):
+        text += ["", "![accuracy against latency](pareto.svg)"]
+    return "\n".join(text) + "\n"
+
+
+def _markdown_table(columns: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return [line(columns), "|" + " --- |" * len(columns), *map(line, body)]
+
+
+def plot(report: QuantiseReport) -> str:
+    """Accuracy against latency of the first target that was measured here, as SVG."""
+    target = next((one for one in report.targets if one.here), None)
+    dots = [] if target is None else [d for k in range(len(target.candidates)) if (d := _dot(target, k))]
+    where = report.name if target is None else f"{report.name} on {target.target}"
+    return draw(dots, f"{where}: {report.machine.cpu}, {report.threads} thread(s)")
+
+
+def _dot(target: TargetReport, k: int) -> Dot | None:
+    m = target.candidates[k].measured
+    if m.ratio is None or m.sqnr_db is None or not math.isfinite(m.sqnr_db):
+        return None
+    kind: Kind = "excluded" if m.excluded else "other"
+    if k == target.chosen:
+        kind = "chosen"
+    elif k in target.front:
+        kind = "front"
+    return Dot(m.ratio, m.sqnr_db, kind, target.candidates[k].title)
+
+
+def decibels(value: float | None) -> str:
+    """`22.5 dB`."""
+    if value is None or value == math.inf:
+        return "equal"
+    return "nothing left" if value == -math.inf else f"{value:.1f} dB"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _between(interval: Interval | None, digits: int) -> str:
+    return "" if interval is None else f"[{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+
+
+def _target(target: TargetReport) -> Mapping[str, Any]:
+    return {
+        "target": target.target,
+        "measured_here": target.here,
+        "gate": asdict(target.gate),
+        "conclusion": conclude(target),
+        "chosen": target.chosen,
+        "front": list(target.front),
+        "final": None if target.final is None else asdict(target.final),
+        "fp32": None if target.fp32 is None else asdict(target.fp32),
+        "candidates": [_candidate(one) for one in target.candidates],
+        "layers": [dict(layer) for layer in target.layers],
+        "unsupported": list(target.unsupported),
+        "notes": list(target.notes),
+    }
+
+
+def _candidate(one: Candidate) -> dict[str, Any]:
+    m = one.measured
+    return {
+        "title": one.title,
+        "scheme": m.scheme.key(),
+        "bytes": one.bytes,
+        "sqnr_db": m.sqnr_db,
+        "sqnr_interval": one.sqnr_interval,
+        "agreement": m.agreement,
+        "agreement_interval": one.agreement_interval,
+        "parity": one.parity,
+        "ratio": m.ratio,
+        "ratio_interval": one.timing.interval if one.timing else None,
+        "p50_ms": one.timing.p50_ms if one.timing else None,
+        "p99_ms": one.timing.p99_ms if one.timing else None,
+        "excluded": m.excluded,
+    }
+
+
+def _json(value: Any) -> Any:
+    """Values as JSON knows them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): _json(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(v) for v in value]
+    return value
