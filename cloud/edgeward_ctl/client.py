@@ -20,6 +20,8 @@ from edgeward_ctl.profile import Profile
 from edgeward_wire import __version__
 from edgeward_wire.api import (
     AdmissionChange,
+    CommandCreate,
+    CommandStatus,
     Device,
     Fleet,
     FleetCreate,
@@ -107,6 +109,20 @@ class Client:
     def create_token(self, request: TokenCreate) -> TokenCreated:
         """POST /v1/enroll-tokens."""
         return self._post("/v1/enroll-tokens", request, TokenCreated)
+
+    # --- commands
+
+    def send_command(self, device: str, request: CommandCreate) -> CommandStatus:
+        """POST /v1/devices/{id}/commands."""
+        return self._post(f"/v1/devices/{device}/commands", request, CommandStatus)
+
+    def command(self, device: str, n: int) -> CommandStatus:
+        """GET /v1/devices/{id}/commands/{n}."""
+        return self._get(f"/v1/devices/{device}/commands/{n}", CommandStatus)
+
+    def commands(self, device: str, limit: int = 10) -> list[CommandStatus]:
+        """GET /v1/devices/{id}/commands, newest first."""
+        return self._get(f"/v1/devices/{device}/commands", list[CommandStatus], limit=limit)
 
     # --- what happened
 

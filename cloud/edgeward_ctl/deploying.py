@@ -95,6 +95,25 @@ def _deploy(profile: Profile, wish: Wish, waiting: Waiting) -> int:
     return end()
 
 
+def release(client: Client, wish: Wish, board: Progressing) -> ModelRef:
+    """Bundle, upload, sign and publish; assigns it to nobody. What was released before keeps its version.
+
+    Raises:
+        Rejected: the file, the profile or the signature is no good.
+        Unavailable: the cloud or a file cannot be reached.
+    """
+    from edgeward_ctl.signing import Models, ReleaseKey
+
+    make_bundle = _bundler()
+    key = ReleaseKey(client.profile)
+    models = Models(client)
+    with tempfile.TemporaryDirectory(prefix="agent-ctl-") as scratch:
+        bundle = make_bundle(wish, Path(scratch), board)
+        _say_notes(bundle, board)
+        _upload(client, bundle, board)
+        return _release(models, bundle, key, wish.version, board)
+
+
 def rollback(profile: Profile, target: Mapping[str, str], pipeline: str, waiting: Waiting) -> int:
     """Back to what the target had finished with before. Returns the exit code."""
     with Client(profile) as client:
