@@ -120,7 +120,8 @@ def fusions(before: onnx.ModelProto, after: onnx.ModelProto) -> list[Fusion]:
 def constant_nodes(model: onnx.ModelProto) -> int:
     """Nodes whose result is the same for every input: what folding can take out. Top-level graph only.
 
-    `Constant` nodes do not count: they hold a value, they compute nothing.
+    `Constant` nodes do not count: they hold a value, they compute nothing. Nor do those that dequantise
+    weights: they stay, so that the runtime sees integers.
     """
     known = {tensor.name for tensor in model.graph.initializer} - {v.name for v in model.graph.input}
     count = 0
@@ -128,7 +129,7 @@ def constant_nodes(model: onnx.ModelProto) -> int:
         fixed = all(name in known for name in node.input if name) and not _draws(node)
         if node.op_type == "Constant" or (fixed and node.input):
             known.update(node.output)
-            count += node.op_type != "Constant"
+            count += node.op_type not in ("Constant", "DequantizeLinear")
     return count
 
 

@@ -15,6 +15,7 @@ plan. Both files' outputs are compared with all further optimisation off. The sa
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
 from collections.abc import Sequence
@@ -120,7 +121,8 @@ class OptimiseReport:
     differences: tuple[Difference, ...]
     gate: float
     timings: tuple[Timing, ...]
-    """As written, before, after; empty when there was no race."""
+    """Before, after, and before as written; empty when there was no race."""
+    threads: int
     inputs: str
     machine: machine.Machine
     notes: tuple[str, ...]
@@ -182,6 +184,7 @@ def optimise(request: OptimiseRequest, progress: Progress = silent) -> OptimiseR
             differences=differences,
             gate=_gate(inspection),
             timings=tuple(timings),
+            threads=request.threads,
             inputs=fed.origin,
             machine=machine.facts(),
             notes=made.notes + _cautions(after, before, request),
@@ -278,10 +281,11 @@ class _Maker:
 
     def _fused(self) -> tuple[Path, tuple[str, ...]]:
         """The file with its transformer blocks fused, if that can be done and changes nothing."""
+        made = fuse_transformer(self.before)
+        if isinstance(made, str):
+            return self.whole, (f"The transformer rules did not apply ({made}): the runtime's own did.",)
         fused = self.scratch / "fused.onnx"
-        reason = fuse_transformer(self.whole, fused)
-        if reason:
-            return self.whole, (f"The transformer rules did not apply ({reason}): the runtime's own did.",)
+        fused.write_bytes(made.SerializeToString(deterministic=True))
         try:
             worst = min(d.cosine for d in compare(self.whole, fused, self.fed))
         except Rejected as error:
@@ -346,16 +350,16 @@ def _cautions(after: onnx.ModelProto, before: onnx.ModelProto, request: Optimise
     if any(name.startswith("com.microsoft.nchwc") for name in own):
         return (
             "This file is laid out for the processor that it was made on: look at it, do not deploy it."
-            " Devices optimise for themselves when they load `basic`.",
+            " Devices optimise for themselves; level basic is the one for them.",
         )
     if set(own) - set(foreign(before)):
         some = ", ".join(own[:4]) + (", …" if len(own) > 4 else "")
         return (
             f"This file holds operators of ONNX Runtime's own ({some}): TensorRT and other runtimes cannot"
-            " read them, and the quantiser may not know them. `basic` is the one to deploy.",
+            " read them, and the quantiser may not know them. Level basic is the one to deploy.",
         )
     if request.level == "all":
-        return ("The result of `all` depends on the processor; `basic` is the one to deploy.",)
+        return ("What level all makes depends on the processor; basic is the one to deploy.",)
     return ()
 
 
@@ -367,7 +371,8 @@ def write(out: Path, raw: bytes) -> None:
         temporary.write_bytes(raw)
         temporary.replace(out)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it may never have been there
+            temporary.unlink()
         raise Unavailable(f"{out} cannot be written: {error.strerror}.", "Choose another place.") from error
 
 

@@ -9,29 +9,30 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+
+import onnx
 
 
-def fuse_transformer(path: Path, out: Path) -> str:
-    """Write the fused graph to `out`. Returns why it could not be, or nothing.
+def fuse_transformer(model: onnx.ModelProto) -> onnx.ModelProto | str:
+    """The graph with its transformer blocks fused, or why they could not be.
 
     The number of heads is read from the graph. The result holds operators of com.microsoft; whether it
     still gives the same outputs is for the caller to prove.
     """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
     with _quiet():
-        from onnxruntime.transformers import optimizer
         from onnxruntime.transformers.fusion_options import FusionOptions
+        from onnxruntime.transformers.optimizer import optimize_by_fusion
 
         options = FusionOptions("bert")
         options.enable_shape_inference = False  # it needs sympy, and finds a Reshape more at the most
         try:
-            model = optimizer.optimize_model(
-                str(path), model_type="bert", optimization_options=options, opt_level=0, use_gpu=False
-            ).model
+            fused: onnx.ModelProto = optimize_by_fusion(copy, "bert", optimization_options=options).model
         except Exception as error:  # noqa: BLE001 - its rules trip over graphs that they do not know
             return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-    out.write_bytes(model.SerializeToString(deterministic=True))
-    return ""
+    fused.producer_name, fused.producer_version = model.producer_name, model.producer_version
+    return fused
 
 
 @contextmanager

@@ -30,7 +30,7 @@ body { margin: 0 auto; max-width: 62rem; padding: 2rem 1.25rem 4rem; background:
 h1 { font-size: 1.5rem; margin: 0 0 .25rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.05rem; margin: 2.25rem 0 .6rem; }
 p { margin: .4rem 0; } .dim { color: var(--dim); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); gap: .75rem;
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(12.5rem, 1fr)); gap: .75rem;
   margin: 1.25rem 0; }
 .tile { background: var(--card); border-radius: .5rem; padding: .75rem .9rem; }
 .tile b { display: block; font-size: 1.25rem; font-variant-numeric: tabular-nums; }
@@ -146,6 +146,15 @@ def fusion_rows(report: OptimiseReport) -> list[tuple[str, str, str, str]]:
     return rows(report.fusions, "in the file") + rows(report.at_load, "by ONNX Runtime, at load")
 
 
+def at_load_line(report: OptimiseReport) -> str:
+    """What optimisation at load does for the original, by its own paired ratio."""
+    timing = report.timed.get(UNOPTIMISED)
+    if timing is None or timing.ratio is None:
+        return ""
+    share = 100 / timing.ratio
+    return f"Optimised at load, the original takes {share:.0f} % of the time that it takes as written."
+
+
 def could_rows(report: OptimiseReport) -> list[tuple[str, str]]:
     """What the original graph holds that can be fused, as (pattern, how often)."""
     could = report.could
@@ -207,10 +216,12 @@ def _latency(report: OptimiseReport) -> str:
     shown = [report.timed[name] for name in (UNOPTIMISED, BEFORE, AFTER) if name in report.timed]
     most = max((timing.p99_ms or 0.0 for timing in shown), default=0.0) or 1.0
     rows = "".join(_timing(timing, most) for timing in shown)
-    threads = "One thread, ONNX Runtime, in turn"
+    threads = "One thread" if report.threads == 1 else f"{report.threads} threads"
     return (
-        f'<p class="dim">{threads}; bar to p50, line to p99. “As written” has all optimisation off; the other'
-        ' two are loaded as a device loads them.</p><div class="wide"><table>'
+        f'<p class="dim">{threads}, in turn, {shown[0].runs} runs each; bar to p50, line to p99.'
+        " “As written” has all optimisation off; the other two are loaded as a device loads them,"
+        f" which optimises them once more.</p><p>{escape(at_load_line(report))}</p>"
+        '<div class="wide"><table>'
         '<tr><th></th><th class="n">p50</th><th class="n">p90</th><th class="n">p99</th>'
         f'<th class="n">ratio</th><th></th></tr>{rows}</table></div>'
     )
@@ -275,6 +286,5 @@ def _pair(before: int, after: int, most: int) -> str:
 
 
 def _change(after: float, before: float) -> str:
-    if not before or after == before:
-        return ""
-    return f" ({100 * (after - before) / before:+.0f} %)".replace("-", "−")
+    percent = round(100 * (after - before) / before) if before else 0
+    return f" ({percent:+d}\u00a0%)".replace("-", "−") if percent else ""

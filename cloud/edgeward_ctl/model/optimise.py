@@ -95,6 +95,7 @@ def _print(report: OptimiseReport) -> None:
     if report.timings:
         out.print()
         out.print(_timings(report))
+        screen.say(report_page.at_load_line(report))
     for note in report.notes:
         screen.say(f"note: {note}")
     screen.say(f"{report.out}: level {report.level}, compared on {report.inputs}.")
