@@ -18,6 +18,8 @@ from edgeward_wire.telemetry import Measures
 from edgeward_wire.verdict import Plan, Verdict
 
 MAX_LINE = 4 << 20
+BUDGET_S = 900.0
+"""For trying plans, unless somebody is in more of a hurry."""
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -168,7 +170,7 @@ class Qualify(Document):
     """The plan in service if it is the same model: another needs 10 % to win."""
     scratch: str
     """A directory of its own for engine caches."""
-    budget_s: float = Field(default=900, gt=0)
+    budget_s: float = Field(default=BUDGET_S, gt=0)
     """Plans that were not tried by then are skipped."""
 
 

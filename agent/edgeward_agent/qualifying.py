@@ -168,7 +168,7 @@ def qualify_order(
     state: Path,
     incumbent: Plan | None = None,
     threads: int | None = None,
-    budget_s: float | None = None,
+    budget_s: float = messages.BUDGET_S,
 ) -> messages.Qualify:
     """What qualify is told of a model whose blobs are here; makes its directory for engine caches.
 
@@ -177,7 +177,6 @@ def qualify_order(
     """
     scratch = state / "engines" / model.sha256
     scratch.mkdir(parents=True, exist_ok=True)
-    budget = {} if budget_s is None else {"budget_s": budget_s}
     return messages.Qualify(
         model=model,
         manifest=manifest,
@@ -188,7 +187,7 @@ def qualify_order(
         providers=config.qualify.providers,
         incumbent=incumbent,
         scratch=str(scratch),
-        **budget,
+        budget_s=budget_s,
     )
 
 
