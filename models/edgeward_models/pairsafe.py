@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,13 +60,6 @@ def scales(rows: Weights, *, pairs: bool, codes: int = 127) -> Scales:
     if pairs:
         widest = np.maximum(widest, pair_sums(wide) / _ROUNDED)
     return np.asarray(np.maximum(widest, _SMALLEST))
-
-
-def scheme_scales(rows: Weights, weights: Literal["s8", "s7", "pair"], *, depthwise: bool) -> Scales:
-    """(output channels,): the scales of a scheme's weights; a depthwise kernel may have all of 8 bits."""
-    if depthwise or weights == "s8":
-        return scales(rows, pairs=False)
-    return scales(rows, pairs=False, codes=63) if weights == "s7" else scales(rows, pairs=True)
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,12 @@ import numpy as np
 import onnx
 from onnx import numpy_helper, shape_inference
 
-from edgeward_models import half, pairsafe
+from edgeward_models import half
 from edgeward_models.calibration import Ranges
+from edgeward_models.codes import CODES, weight_scales
 from edgeward_models.prepare import place, sort_nodes, strip
-from edgeward_models.regions import Graph, Weighted
+from edgeward_models.regions import WEIGHTED, Graph, Weighted
+from edgeward_models.residuals import quantise_shortcuts
 from edgeward_models.schemes import Scheme
 from edgeward_wire.errors import Rejected
 
@@ -77,17 +79,9 @@ def _static(model: onnx.ModelProto, scheme: Scheme, ranges: Ranges | None, name:
         raise ValueError("a static scheme needs ranges")
     shaped = shape_inference.infer_shapes(model)
     graph = Graph(shaped)
-    nodes = [n for n in graph.to_quantise(scheme.operators, scheme.keep_float) if _ranged(graph, n, ranges)]
-    weighted = [w for w in graph.quantisable if w.name in set(nodes)]
-    if not weighted:
-        raise nothing_to_quantise(name)
-    if not (has := [w for w in weighted if w.data in ranges]):
-        raise Rejected(f"The ranges are of another model than {name}.", "Calibrate the prepared file itself.")
-    kinds = sorted({node.op_type for node in graph.nodes if node.name in set(nodes)})
-    options: dict[str, Any] = {
-        "TensorQuantOverrides": _overrides(graph, has, scheme),
-        "ActivationSymmetric": scheme.symmetric_activations,
-    }
+    nodes = _nodes(graph, scheme, ranges, name)
+    weighted = [w for w in graph.quantisable if w.name in nodes]
+    kinds = sorted({node.op_type for node in graph.nodes if node.name in nodes})
     with _quiet():
         quantizer = QDQQuantizer(
             shaped,
@@ -99,17 +93,28 @@ def _static(model: onnx.ModelProto, scheme: Scheme, ranges: Ranges | None, name:
             nodes,
             [],
             kinds,
-            options,
+            _options(graph, weighted, scheme),
         )
         quantizer.quantize_model()
     made: onnx.ModelProto = quantizer.model.model
+    if not scheme.outputs:
+        quantise_shortcuts(made, {w.name for w in weighted}, scheme, ranges)
     return made
 
 
-def _ranged(graph: Graph, name: str, ranges: Ranges) -> bool:
-    """Whether all activations of a node have a range: what was infinite somewhere has none, and stays."""
-    node = next(node for node in graph.nodes if node.name == name)
-    return all(t in ranges for t in (*node.input, *node.output) if t in graph.floats)
+def _nodes(graph: Graph, scheme: Scheme, ranges: Ranges, name: str) -> list[str]:
+    """The nodes to quantise, by name. What was infinite somewhere has no range, and stays in float."""
+    operators = scheme.operators or graph.operators()
+    if not scheme.outputs:
+        operators = tuple(op for op in operators if op in WEIGHTED)
+    wanted = set(graph.to_quantise(operators, scheme.keep_float))
+    nodes = [node for node in graph.nodes if node.name in wanted]
+    if not any(node.op_type in WEIGHTED for node in nodes):
+        raise nothing_to_quantise(name)
+    ranged = [n for n in nodes if all(t in ranges for t in (*n.input, *n.output) if t in graph.floats)]
+    if not any(node.op_type in WEIGHTED for node in ranged):
+        raise Rejected(f"The ranges are of another model than {name}.", "Calibrate the prepared file itself.")
+    return [node.name for node in ranged]
 
 
 def _tensors(ranges: Ranges) -> Any:
@@ -129,7 +134,8 @@ def _overrides(graph: Graph, weighted: Collection[Weighted], scheme: Scheme) -> 
     common = {"quant_type": QuantType.QInt8, "symmetric": True, "reduce_range": False}
     found: Overrides = {}
     for one in weighted:
-        limits = _limits(graph, one, scheme)
+        weights = numpy_helper.to_array(graph.constants[one.weights])
+        limits = (CODES * weight_scales(weights, one, scheme)).astype(np.float32)
         if scheme.per_channel:
             found[one.weights] = [{**common, "axis": one.axis, "rmin": -x, "rmax": x} for x in limits]
         else:
@@ -137,12 +143,19 @@ def _overrides(graph: Graph, weighted: Collection[Weighted], scheme: Scheme) -> 
     return found
 
 
-def _limits(graph: Graph, one: Weighted, scheme: Scheme) -> Any:
-    """(output channels,) float32: the amount that becomes code 127."""
-    weights = numpy_helper.to_array(graph.constants[one.weights])
-    rows = pairsafe.kernel_rows(one.op, weights, one.axis)
-    scale = pairsafe.scheme_scales(rows, scheme.weights, depthwise=one.depthwise)
-    return (127 * scale).astype(np.float32)
+def _options(graph: Graph, weighted: Collection[Weighted], scheme: Scheme) -> dict[str, Any]:
+    """The quantiser's further options."""
+    options: dict[str, Any] = {
+        "TensorQuantOverrides": _overrides(graph, weighted, scheme),
+        "ActivationSymmetric": scheme.symmetric_activations,
+    }
+    if not scheme.outputs:
+        options |= {
+            "OpTypesToExcludeOutputQuantization": list(WEIGHTED),
+            "DedicatedQDQPair": True,  # TensorRT does not share one between consumers
+            "QuantizeBias": False,
+        }
+    return options
 
 
 # --- dynamic and half

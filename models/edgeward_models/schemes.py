@@ -30,6 +30,9 @@ class Scheme:
     per_channel: bool = True
     symmetric_activations: bool = False
     """Zero point 0 (TensorRT)."""
+    outputs: bool = True
+    """Whether what a product gives has codes as well, as an integer kernel of the CPU provider writes them.
+    Without (TensorRT), only what enters a product or the shortcut of a residual addition has codes."""
     keep_float: tuple[str, ...] = ()
     """Names of the nodes that stay in float."""
     operators: tuple[str, ...] = ()
@@ -46,6 +49,8 @@ class Scheme:
             parts = [f"{self.activations} x {self.weights}", self.calibration]
         if self.symmetric_activations:
             parts.append("symmetric")
+        if not self.outputs:
+            parts.append("float outputs")
         if not self.per_channel and self.method != "fp16":
             parts.append("per tensor")
         if self.operators:
@@ -165,7 +170,7 @@ _TENSORRT = frozenset(
 )
 
 _STATIC = Scheme("static")
-_TENSORRT_INT8 = Scheme("static", activations="s8", weights="s8", symmetric_activations=True)
+_TENSORRT_INT8 = Scheme("static", activations="s8", weights="s8", symmetric_activations=True, outputs=False)
 _HALF = Scheme("fp16")
 
 TARGETS: dict[str, Target] = {

@@ -22,8 +22,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
-from edgeward_models import pairsafe
 from edgeward_models.calibration import Feeds, Ranges, check_feeds
+from edgeward_models.codes import activation_code, rounded_weights
 from edgeward_models.graph import macs_by_node
 from edgeward_models.progress import Progress, silent
 from edgeward_models.regions import Graph, Weighted
@@ -185,32 +185,6 @@ class _Bench:
             return session.run(feed)
         except RunFailed as error:
             raise Rejected(f"{self.name} does not run on a sample: {error.what}") from error
-
-
-def rounded_weights(weights: Array, one: Weighted, scheme: Scheme) -> Array:
-    """The weights as the scheme's codes stand for them, float32."""
-    rows = pairsafe.kernel_rows(one.op, weights, one.axis)
-    scale = pairsafe.scheme_scales(rows, scheme.weights, depthwise=one.depthwise)
-    if not scheme.per_channel:
-        scale = np.full_like(scale, scale.max())
-    shape = [1] * weights.ndim
-    shape[one.axis] = -1
-    wide = scale.reshape(shape)
-    return (np.clip(np.round(weights / wide), -127, 127) * wide).astype(np.float32)
-
-
-def activation_code(limits: tuple[float, float], scheme: Scheme) -> tuple[float, int]:
-    """(scale, zero point) of activations within `limits` under the scheme."""
-    low, high = limits
-    if scheme.symmetric_activations:
-        low, high = -max(-low, high), max(-low, high)
-    first = 0 if scheme.activations == "u8" else -128
-    steps = 254 if scheme.symmetric_activations else 255
-    scale = (high - low) / steps
-    if scale < 1e-30:
-        return 1.0, 0
-    zero = 0 if scheme.symmetric_activations and first else round(first - low / scale)
-    return float(np.float32(scale)), int(zero)
 
 
 def _weight_noise(graph: Graph, one: Weighted, scheme: Scheme) -> float:
