@@ -10,9 +10,10 @@ from typing import Any
 
 import typer
 
-from edgeward_ctl.model import inspect, optimise, quantise, zoo
+from edgeward_ctl.model import evaluate, inspect, optimise, quantise, zoo
 
 COMMANDS: dict[str, Callable[..., Any]] = {
+    "evaluate": evaluate.command,
     "inspect": inspect.command,
     "optimise": optimise.command,
     "quantise": quantise.command,
