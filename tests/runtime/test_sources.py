@@ -104,7 +104,7 @@ def test_a_bad_picture_among_good_ones_is_passed_over(tmp_path: Path) -> None:
     directory = picture_directory(tmp_path / "p", ["red", "green"])
     (directory / "000-bad.png").write_bytes(b"bad")
     with Running(SourceOptions("s", str(directory))) as running:
-        assert [colour_of(f.image) for f in running.take(2)] == ["red", "green"]
+        assert [colour_of(f.data) for f in running.take(2)] == ["red", "green"]
         running.await_change(("s", False, "end of file"))
 
 
@@ -176,7 +176,7 @@ def test_a_loop_begins_again(tmp_path: Path, make: Callable[[Path], Path]) -> No
     path = make(tmp_path / "v.avi")
     with Running(SourceOptions("cam", str(path), loop=True)) as running:
         count = 2 * (30 if make is video_file else 3) + 1
-        seen = [colour_of(f.image) for f in running.take(count)]
+        seen = [colour_of(f.data) for f in running.take(count)]
     assert seen[: count // 2] == seen[count // 2 : count - 1]
     assert seen[-1] == "red"
     assert running.changes == [("cam", True, "")]
@@ -202,7 +202,7 @@ def test_a_directory_that_goes_away_is_reported_and_comes_back(tmp_path: Path) -
         assert sum(1 for _ in drain) < 100
         assert running.changes[1][:2] == ("cam", False)
         picture_directory(directory, ["green"])
-        assert colour_of(running.take(1)[0].image) == "green"
+        assert colour_of(running.take(1)[0].data) == "green"
         assert running.changes[-1] == ("cam", True, "")
 
 
