@@ -156,7 +156,8 @@ def _distance(made: _Made) -> tuple[bool, float]:
 def _none_of(failures: Sequence[tuple[Attempt, NotExported]]) -> Rejected:
     if len(failures) == 1:
         attempt, error = failures[0]
-        return Rejected(f"The {attempt.exporter} exporter cannot do it: {error.what}", error.next_step)
+        named = "" if attempt.exporter in error.what else f"The {attempt.exporter} exporter cannot do it: "
+        return Rejected(f"{named}{error.what}", error.next_step)
     reasons = " ".join(f"{attempt.exporter}: {attempt.reason}" for attempt, _ in failures)
     step = next((error.next_step for _, error in failures if error.next_step), "")
     return Rejected(f"No exporter can do it. {reasons}", step)

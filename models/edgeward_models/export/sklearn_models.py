@@ -9,6 +9,7 @@ of a regressor or a transformer, `label` and `scores` of an outlier detector or 
 from __future__ import annotations
 
 import contextlib
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -341,3 +342,26 @@ def _hushed() -> Iterator[None]:
         for category in (FutureWarning, DeprecationWarning, UserWarning, RuntimeWarning):
             warnings.simplefilter("ignore", category)
         yield
+
+
+def load_pickle(path: Path) -> Any:
+    """What joblib or pickle wrote. It runs code that is in the file: call it on trusted files only.
+
+    Raises Rejected.
+    """
+    import joblib  # type: ignore[import-untyped, unused-ignore]  # comes with scikit-learn
+
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+            warnings.simplefilter("ignore")  # of a scikit-learn of another version: verification decides
+            return joblib.load(path)
+    except ModuleNotFoundError as error:
+        raise Rejected(
+            f"{path.name} needs the module {error.name}, in which its classes are defined.",
+            "Run it where that module can be imported.",
+        ) from error
+    except Exception as error:  # unpickling runs somebody else's code
+        raise Rejected(
+            code_fault(f"{path.name} cannot be read", error),
+            "Save it again, with the version of scikit-learn that is installed here.",
+        ) from error
