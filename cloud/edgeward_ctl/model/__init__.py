@@ -10,10 +10,11 @@ from typing import Any
 
 import typer
 
-from edgeward_ctl.model import evaluate, inspect, optimise, quantise, zoo
+from edgeward_ctl.model import evaluate, export, inspect, optimise, quantise, zoo
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": evaluate.command,
+    "export": export.command,
     "inspect": inspect.command,
     "optimise": optimise.command,
     "quantise": quantise.command,

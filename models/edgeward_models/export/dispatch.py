@@ -1,7 +1,7 @@
 """A source as people name it becomes a model, and goes to the exporter that it needs.
 
     package.module:callable     what builds the model: a module, (module, example inputs), or an estimator
-    model.pt, model.pt2 ...     a TorchScript archive, an exported program, a pickle, an Ultralytics checkpoint
+    model.pt, model.pt2 ...     a TorchScript archive, an exported program, a pickle, a YOLO checkpoint
 
 Invariants: a framework is imported only for its own models; a file that runs code when it is read is
 refused unless it is trusted; what somebody else's code raises becomes one line with its place.

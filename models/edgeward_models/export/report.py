@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from edgeward_models.export.inputs import InputSpec
 from edgeward_models.export.verify import Tolerance, Verification
@@ -20,6 +20,7 @@ DEFAULT_OPSET = 18
 TRIALS = 4
 STATE_STEPS = 8
 OTHER_BATCH = 3
+_SMALL = 1e-4
 
 
 class NotExported(Rejected):
@@ -91,6 +92,19 @@ class ExportReport:
         """Whether the file is there, and gives what the model gives."""
         return self.out is not None
 
+    @property
+    def advice(self) -> str:
+        """What to do about outputs that differ."""
+        checked = self.verification
+        if checked.worst is None or checked.faults:
+            return "Verify with inputs that the model is made for (--samples), or try another exporter."
+        if checked.worst.absolute <= _SMALL * checked.largest:
+            return (
+                f"The difference is small beside the output's largest value, {checked.largest:.3g}:"
+                f" if that is good enough, --atol {2 * checked.worst.absolute:.1g}."
+            )
+        return "The exporter wrote something else than the model: try another one, or another --opset."
+
     def plain(self) -> dict[str, Any]:
         """Everything, as JSON has it."""
         facts, checked = self.facts, self.verification
@@ -123,6 +137,28 @@ class ExportReport:
             "notes": list(self.notes),
             "versions": dict(self.versions),
         }
+
+
+def parse_states(texts: Sequence[str]) -> dict[str, str]:
+    """`h=output_1` for each state. Raises Rejected."""
+    states: dict[str, str] = {}
+    for text in texts:
+        into, equals, source = text.partition("=")
+        if not (into and equals and source) or into in states or source in states.values():
+            raise Rejected(
+                f"{text[:100]!r} does not say what a state is.", "Write --state INPUT=OUTPUT once for each."
+            )
+        states[into] = source
+    return states
+
+
+def parse_task(text: str | None) -> Task | None:
+    """A task by its name. Raises Rejected."""
+    known: tuple[Task, ...] = get_args(Task)
+    found = next((task for task in known if task == text), None)
+    if text is not None and found is None:
+        raise Rejected(f"The task {text[:64]!r} is not known.", f"Known are: {', '.join(known)}.")
+    return found
 
 
 def _finite(value: Any) -> Any:

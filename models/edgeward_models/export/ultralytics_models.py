@@ -53,9 +53,10 @@ def export_ultralytics(
             import ultralytics
     except ModuleNotFoundError as error:
         raise Rejected(
-            f"{checkpoint.name} is an Ultralytics checkpoint, and {error.name} is not installed. It is under the"
-            " AGPL-3.0, which is why it does not come with us.",
-            f"Where you have it, run `yolo export model={checkpoint.name} format=onnx`, and deploy that file.",
+            f"{checkpoint.name} is an Ultralytics checkpoint, and {error.name} is not installed."
+            " Ultralytics is under the AGPL-3.0, which is why it does not come with us.",
+            f"Where it is installed, run `yolo export model={checkpoint.name} format=onnx`: that file can be"
+            " deployed.",
         ) from error
     except Exception as error:  # its own imports break on a torchvision that does not fit
         raise Rejected(
@@ -66,8 +67,9 @@ def export_ultralytics(
     network, task, names = _network(ultralytics, checkpoint)
     from edgeward_models.export.torch_models import export_torch
 
-    options = _completed(options or ExportOptions(), task, names)
+    options = options or ExportOptions()
     example = None if options.inputs else _example(task)
+    options = _completed(options, task, names)
     return export_torch(network, example, out, options, source=checkpoint.name, progress=progress)
 
 
