@@ -57,7 +57,11 @@ def prepare(model: Path, out: Path, feeds: Sequence[Mapping[str, Array]] = ()) -
     with tempfile.TemporaryDirectory(prefix="edgeward-prepare-") as scratch:
         home = Path(scratch)
         whole = embed_external_data(facts, home)
-        plain = _modernised(onnx.load(str(whole)), model.name)
+        original = onnx.load(str(whole))
+        if _name_nodes(original.graph):  # two of one name do not load
+            whole = home / "named.onnx"
+            whole.write_bytes(original.SerializeToString(deterministic=True))
+        plain = _modernised(original, model.name)
         folded = _folded(plain, home, model.name)
         _rename_made(folded.graph, plain.graph)
         _name_nodes(folded.graph)
@@ -207,16 +211,19 @@ def _rename(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
                 value.name = names.get(value.name, value.name)
 
 
-def _name_nodes(graph: onnx.GraphProto) -> None:
-    """A name of its own for each node; those that have one keep it."""
+def _name_nodes(graph: onnx.GraphProto) -> bool:
+    """A name of its own for each node; those that have one keep it. Whether two had the same."""
     taken = {node.name for node in graph.node}
     used: set[str] = set()
+    clash = False
     for place, node in enumerate(graph.node):
         if not node.name or node.name in used:
+            clash = clash or bool(node.name)
             stem = node.name or f"{node.op_type}_{place}"
             names = (stem, *(f"{stem}_{k}" for k in range(1, len(graph.node) + 1)))
             node.name = next(name for name in names if name not in used and name not in taken - {""})
         used.add(node.name)
+    return clash
 
 
 def _unshare_weights(graph: onnx.GraphProto) -> None:
