@@ -64,7 +64,7 @@ class Gate:
         """About how many samples would decide it; None: it is decided, or no number would."""
         if self.decided:
             return None
-        return needed(self.allowed - self.drop.value, self.drop.interval, self.drop.count)
+        return needed(self.drop, self.allowed)
 
 
 @dataclass(frozen=True)

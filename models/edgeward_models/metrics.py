@@ -19,6 +19,8 @@ import numpy.typing as npt
 from edgeward_models.statistics import Z95, Interval, bootstrap, wilson
 
 TOP = 5
+MOST_NEEDED = 10_000_000
+"""Nobody has more samples."""
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
 
@@ -133,15 +135,17 @@ def f1_drop(labels: Sequence[int], reference: Sequence[int], mine: Sequence[int]
     return Figure(drop(rows.astype(np.float64)), bootstrap(rows, drop, seed, _rounds(len(rows))), len(rows))
 
 
-def needed(gap: float, interval: Interval, count: int) -> int | None:
-    """About how many samples would make an interval of this kind end before `gap` from its figure.
+def needed(figure: Figure, gate: float) -> int | None:
+    """About how many samples would end this figure's interval before the gate, if the figure stayed.
 
-    Widths shrink with the square root of the count. None where the figure is on the gate itself.
+    Widths shrink with the square root of the count. None where the figure is (nearly) on the gate itself.
     """
-    half = max(interval.high - interval.low, 0.0) / 2
-    if not gap or not half:
+    gap = abs(gate - figure.value)
+    low, high = figure.interval
+    half = high - figure.value if gate > figure.value else figure.value - low
+    if half <= 0 or gap <= half * math.sqrt(figure.count / MOST_NEEDED):
         return None
-    return math.ceil(count * (half / abs(gap)) ** 2)
+    return math.ceil(figure.count * (half / gap) ** 2)
 
 
 def _rounds(samples: int) -> int:

@@ -90,9 +90,12 @@ def test_a_pair_is_surer_than_two_shares() -> None:
 
 
 def test_how_many_samples_would_decide() -> None:
-    assert metrics.needed(0.01, Interval(-0.02, 0.06), 100) == 1600
-    assert metrics.needed(0.0, Interval(-0.02, 0.06), 100) is None
-    assert metrics.needed(0.1, Interval(0.5, 0.5), 100) is None
+    figure = metrics.Figure(0.02, Interval(-0.02, 0.08), 100)
+    assert metrics.needed(figure, 0.05) == 400  # half of the way up
+    assert metrics.needed(figure, 0.0) == 400  # half of the way down
+    assert metrics.needed(figure, 0.02) is None
+    assert metrics.needed(figure, 0.02 + 1e-12) is None
+    assert metrics.needed(metrics.Figure(0.1, Interval(0.1, 0.1), 100), 0.2) is None
 
 
 def test_an_average_of_zeros_and_ones_is_a_share() -> None:

@@ -209,6 +209,8 @@ def _cells(row: Row, figure: Figure | None, *, signed: bool = False) -> tuple[st
         return "", ""
     low, high = figure.interval
     if row.unit == "dB":
+        if low == high:
+            return _decibels(figure.value), ""
         return _decibels(figure.value), f"{_decibels(low, '')} to {_decibels(high, '')}"
     if signed:
         return _points(figure.value), f"{_points(low)} to {_points(high)}"
