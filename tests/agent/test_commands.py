@@ -340,6 +340,25 @@ def test_answers_are_given_again_when_the_broker_is_back_and_not_for_ever(device
     assert [answer.n for answer in device.outlet.answers] == list(range(4, REMEMBERED + 4))
 
 
+@pytest.mark.parametrize(
+    ("payload", "why"),
+    [
+        (b"{", "not valid"),
+        (b" " * (MAX_COMMAND_BYTES + 1), "at most"),
+        (b'{"what": {"kind": "shell"}}', "kind"),
+    ],
+)
+def test_what_is_no_command_is_answered_and_blocks_nothing(
+    device: Asked, payload: bytes, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    device.machine.command(99, payload)
+    refused = device.answered(99)
+    assert refused.state == "refused"
+    assert why in refused.reason
+    assert "Command 99: refused" in caplog.text
+    assert device.bench(device.release(ONE), 1).state == "done", "its number counts for nothing"
+
+
 @pytest.mark.parametrize("orderly", [True, False])
 def test_a_restart_ends_it_and_a_copy_starts_nothing(device: Asked, orderly: bool) -> None:
     device.deploy(ONE)
