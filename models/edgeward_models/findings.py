@@ -35,7 +35,6 @@ class Candidate:
             scheme,
             sqnr_db=sqnr[0] if sqnr else None,
             agreement=agreement[0] if agreement else None,
-            agreement_low=agreement[1].low if agreement else None,
             excluded=judged.excluded,
         )
         return cls(

@@ -10,6 +10,7 @@ was killed goes on where it was, a second run redoes nothing.
 
 from __future__ import annotations
 
+import math
 import platform
 import tempfile
 import time
@@ -45,7 +46,7 @@ AGREEMENT = 0.90
 SQNR_DB = 15.0
 """The default gate of everything else."""
 MAX_BUDGET_S = 24 * 3600.0
-_SURE = 150  # samples from which the lower bound of an agreement is a fair thing to ask for
+_MARGIN_DB = 0.3
 FIT_SEED, CALIBRATION_SEED = 2, 1
 
 
@@ -158,20 +159,19 @@ def _check_model(facts: Facts, offer: Path) -> None:
 def gates(max_drop: float | None, contract: Contract, fit: int) -> tuple[Gate, Gate]:
     """(what the search aims for, what must be reached), with `fit` samples to search with. Raises Rejected.
 
-    By default a classification aims for the lower bound of its agreement, so that the figure itself holds
-    on samples that the search did not see.
+    The search aims a little higher, an agreement by one standard error: the best of many candidates looks
+    better on the samples that chose it than on any others.
     """
     if contract.task in CLASSIFYING:
-        must = Gate("agreement", AGREEMENT if max_drop is None else 1 - max_drop)
-        sure = max_drop is None and fit >= _SURE
-        return (Gate("agreement_low", AGREEMENT) if sure else must), must
+        least = AGREEMENT if max_drop is None else 1 - max_drop
+        error = math.sqrt(least * (1 - least) / max(1, fit))
+        return Gate("agreement", min(1.0, least + error)), Gate("agreement", least)
     if max_drop is not None:
         raise Rejected(
             f"--max-drop is about first answers, and a model for {contract.task!r} gives none.",
             f"Without it the gate is an SQNR of {SQNR_DB:g} dB; `agent-ctl model evaluate` gates on labels.",
         )
-    gate = Gate("sqnr_db", SQNR_DB)
-    return gate, gate
+    return Gate("sqnr_db", SQNR_DB + _MARGIN_DB), Gate("sqnr_db", SQNR_DB)
 
 
 # --- what all candidates are held against

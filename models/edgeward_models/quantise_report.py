@@ -144,12 +144,30 @@ def advice(report: QuantiseReport) -> str:
 # --- the table of candidates
 
 
-COLUMNS = ("candidate", "SQNR", "agreement", "latency / FP32", "p50 ms", "parity", "", "why")
+COLUMNS = ("candidate", "SQNR", "agreement", "latency / FP32", "p50 ms", "parity", "is", "why")
 
 
 def rows(target: TargetReport) -> list[tuple[str, ...]]:
     """One row of text a candidate, the offered one first, then the front, then what is slower or excluded."""
     return [_row(target, k) for k in sorted(range(len(target.candidates)), key=lambda k: _rank(target, k))]
+
+
+def brief(target: TargetReport) -> tuple[list[tuple[str, ...]], int]:
+    """The rows that a person wants to see first, and how many more there are.
+
+    What is offered, the front, the schemes without float layers, and one example of each kind of exclusion.
+    """
+    kept, kinds = [], set()
+    order = sorted(range(len(target.candidates)), key=lambda k: _rank(target, k))
+    for k in order:
+        one = target.candidates[k].measured
+        kind = one.excluded.split(" ")[:4] if one.excluded else []
+        if k == target.chosen or k in target.front or not one.scheme.keep_float:
+            kept.append(k)
+        elif kind and " ".join(kind) not in kinds:
+            kinds.add(" ".join(kind))
+            kept.append(k)
+    return [_row(target, k) for k in kept], len(order) - len(kept)
 
 
 def _rank(target: TargetReport, k: int) -> tuple[bool, bool, bool, float]:

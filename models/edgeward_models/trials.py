@@ -186,7 +186,7 @@ class Bench:
             )
             least = parity_gate(PARITY, precision, plan.provider)
             if worst < least:
-                return Judged(_wrong(worst, least), worst)
+                return Judged(_wrong(file, worst, least), worst)
             judged = self._compare(self._results(session, len(self.samples), _SLOW * self.reference_s))
         finally:
             session.close()
@@ -278,19 +278,24 @@ def set_bench(file: Path, contract: Contract, plan: Plan, samples: Sequence[Feed
 
 def saturation(file: Path) -> str:
     """Why a file may be wrong on a processor without VNNI; empty when its weights prove that it cannot."""
-    unsafe = [bound for bound in pairsafe.worst_pairs(file) if not bound.safe]
+    unsafe = _unsafe(file)
     if not unsafe:
         return ""
     nodes = "1 node" if len(unsafe) == 1 else f"{len(unsafe)} nodes"
     return (
-        f"On x86-64 without VNNI the 16-bit sums of {nodes} may saturate ({unsafe[0].node}, ...),"
+        f"On x86-64 without VNNI the 16-bit sums of {nodes} may saturate ({unsafe[0]}, ...),"
         " and the target's hints do not demand VNNI."
     )
 
 
-def _wrong(worst: float, least: float) -> str:
+def _unsafe(file: Path) -> list[str]:
+    return [bound.node for bound in pairsafe.worst_pairs(file) if not bound.safe]
+
+
+def _wrong(file: Path, worst: float, least: float) -> str:
     finite = ", or are not finite" if worst <= -1 else ""
+    cause = "its 16-bit sums saturate" if _unsafe(file) else "the runtime's optimisations change it"
     return (
-        f"On this machine its outputs have cosine {worst:.4f} with its own exact ones, below {least}{finite}:"
-        " sums saturate."
+        f"On this machine its outputs have cosine {worst:.4f} with its own exact ones, below"
+        f" {least}{finite}: {cause}."
     )

@@ -87,7 +87,7 @@ def test_the_search_ends_within_its_budget_and_tries_nothing_twice(
     def measure(scheme: Scheme) -> Measured:
         if dice.random() < 0.1:
             return Measured(scheme, excluded="It does not load.")
-        return Measured(scheme, dice.uniform(0, 50), dice.random(), dice.random(), dice.uniform(0.3, 1.3))
+        return Measured(scheme, dice.uniform(0, 50), dice.random(), dice.uniform(0.3, 1.3))
 
     keep = ("kept",) if dice.random() < 0.5 else ()
     measured = search(Space(TARGETS["x86-64"].schemes, gate, keep_float=keep), measure, budget, layers)
@@ -234,11 +234,11 @@ def test_what_may_saturate_somewhere_in_the_fleet_needs_a_proof(hints: TargetHin
 
 
 def test_a_gate_says_what_is_lacking() -> None:
-    gate = Gate("agreement_low", 0.9)
-    one = Measured(Scheme("static"), 12.0, 0.9, 0.85, 0.5)
+    gate = Gate("agreement", 0.9)
+    one = Measured(Scheme("static"), 12.0, 0.85, 0.5)
     assert not gate.passes(one)
-    assert gate.lacks(one) == "lower bound of the top-1 agreement with FP32 0.850, where 0.900 is needed"
-    assert gate.says() == "lower bound of the top-1 agreement with FP32 of at least 0.900"
+    assert gate.lacks(one) == "top-1 agreement with FP32 0.850, where 0.900 is needed"
+    assert gate.says() == "top-1 agreement with FP32 of at least 0.900"
     assert "no figure" in GATE.lacks(Measured(Scheme("static")))
     assert not GATE.passes(replace(one, excluded="It does not load."))
 

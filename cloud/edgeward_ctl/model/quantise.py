@@ -89,22 +89,22 @@ def _show(board: Progressing, what: str, done: int, total: int) -> None:
 
 
 def _print(report: QuantiseReport, out: Path) -> None:
-    """The candidates and where the files are on stdout; what it comes to on stderr, as errors are."""
+    """The candidates, what it comes to and where the files are on stdout; the next step on stderr."""
     from edgeward_ctl import screen
-    from edgeward_models.quantise_report import COLUMNS, advice, rows
+    from edgeward_models.quantise_report import COLUMNS, advice, brief, conclude
 
     console = screen.out()
     for one in report.targets:
-        if len(report.targets) > 1:
-            console.print(f"{one.target}:", markup=False)
+        shown, more = brief(one)
         numbers = ("SQNR", "agreement", "latency / FP32", "p50 ms", "parity")
-        console.print(screen.table(COLUMNS, rows(one), right=numbers))
+        console.print(screen.table(COLUMNS, shown, right=numbers))
+        if more:
+            console.print(f"and {more} more in the report", markup=False)
+        console.print(conclude(one), markup=False, soft_wrap=True)
     if report.targets[0].offered is not None:
         console.print(f"offered  {out / f'{report.name}.onnx'}", markup=False, soft_wrap=True)
     console.print(f"report   {out / 'report.md'}", markup=False, soft_wrap=True)
-    screen.say(f"{report.machine.cpu}: {report.machine.capability}; {report.threads} thread(s).")
-    screen.say(report.conclusion)
-    if next_step := advice(report):
-        screen.say(f"next: {next_step}")
-    else:
-        screen.say(f"next: agent-ctl deploy {out / f'{report.name}.onnx'} --fleet NAME")
+    threads = f"{report.threads} thread{'s' if report.threads > 1 else ''}"
+    screen.say(f"Measured on {report.machine.cpu}, {threads}. {report.machine.capability}.")
+    step = advice(report) or f"agent-ctl deploy {out / f'{report.name}.onnx'} --fleet NAME"
+    screen.say(f"next: {step}")
