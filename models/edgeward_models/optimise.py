@@ -15,7 +15,6 @@ plan. Both files' outputs are compared with all further optimisation off. The sa
 
 from __future__ import annotations
 
-import contextlib
 import math
 import tempfile
 from collections.abc import Sequence
@@ -44,8 +43,9 @@ from edgeward_models.optimiser import fuse_transformer
 from edgeward_models.progress import Progress, silent
 from edgeward_models.race import Contender, Timing, race
 from edgeward_models.similarity import cosine
+from edgeward_models.whole_file import write_whole
 from edgeward_runtime.sessions import CPU, NotLoaded, RunFailed, open_exact, save_optimised
-from edgeward_wire.errors import Rejected, Unavailable
+from edgeward_wire.errors import Rejected
 from edgeward_wire.verdict import Plan
 
 Level = Literal["basic", "extended", "all"]
@@ -163,7 +163,7 @@ def optimise(request: OptimiseRequest, progress: Progress = silent) -> OptimiseR
         step(1)
         made = _Maker(request, inspection.whole, before, fed, scratch).make()
         after = load_graph(made.file)
-        write(request.out, made.file.read_bytes())
+        write_whole(request.out, made.file.read_bytes())
         at_load = _fused_at_load(made.file, after, scratch)
         step(2)
         differences = compare(inspection.whole, made.file, fed)
@@ -361,19 +361,6 @@ def _cautions(after: onnx.ModelProto, before: onnx.ModelProto, request: Optimise
     if request.level == "all":
         return ("What level all makes depends on the processor; basic is the one to deploy.",)
     return ()
-
-
-def write(out: Path, raw: bytes) -> None:
-    """A whole file or none. Raises Unavailable."""
-    temporary = out.with_name(f".{out.name}.part")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(raw)
-        temporary.replace(out)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # it may never have been there
-            temporary.unlink()
-        raise Unavailable(f"{out} cannot be written: {error.strerror}.", "Choose another place.") from error
 
 
 def plain(report: OptimiseReport) -> dict[str, Any]:

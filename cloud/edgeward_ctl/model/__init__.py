@@ -10,9 +10,10 @@ from typing import Any
 
 import typer
 
-from edgeward_ctl.model import evaluate, export, inspect, optimise, quantise, zoo
+from edgeward_ctl.model import bench, evaluate, export, inspect, optimise, quantise, zoo
 
 COMMANDS: dict[str, Callable[..., Any]] = {
+    "bench": bench.command,
     "evaluate": evaluate.command,
     "export": export.command,
     "inspect": inspect.command,

@@ -64,6 +64,7 @@ def command(
     with needing("models"):
         from edgeward_models import optimise as models
         from edgeward_models import report_page
+        from edgeward_models.whole_file import write_whole
 
     request = models.OptimiseRequest(
         model, out, level.value, kind.value, sidecar, samples, seconds=seconds, threads=threads
@@ -71,7 +72,7 @@ def command(
     with screen.board(began=time.monotonic()) as board:
         report = models.optimise(request, lambda what, done, total: board.step("optimise", done, total, what))
     if html is not None:
-        models.write(html, report_page.page(report).encode())
+        write_whole(html, report_page.page(report))
     if as_json:
         screen.print_json(models.plain(report))
     else:

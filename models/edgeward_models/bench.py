@@ -1,0 +1,376 @@
+"""How fast files run here, side by side: latencies, ratio to FP32, parity, memory, and the machine's state.
+
+    report = bench(BenchRequest((Path("fp32.onnx"), Path("int8.onnx"))))
+
+Invariants: files of one model (the same ports) run in turn in one process, on the same inputs, warmed up,
+never spinning; a speed is a paired ratio with its interval; what does not load is a row with the reason. The
+machine's instructions, power mode, temperature and load are part of the result: a ratio of INT8 to FP32
+means little without them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgeward_models import machine
+from edgeward_models.feeding import Fed, feed
+from edgeward_models.inspect import Inspection, inspect_model
+from edgeward_models.machine import Machine
+from edgeward_models.progress import Progress, silent
+from edgeward_models.race import MAX_RUNS, Contender, Timing, race
+from edgeward_models.similarity import cosine, energies, ratio_db
+from edgeward_models.statistics import Interval
+from edgeward_runtime import plans, resources
+from edgeward_runtime.plans import VariantFacts
+from edgeward_runtime.sessions import NotLoaded, RunFailed, Session, open_exact, open_session
+from edgeward_wire.errors import Rejected
+from edgeward_wire.manifest import Precision
+from edgeward_wire.verdict import Plan
+
+MAX_FILES = 32
+LEAST_RUNS = 10
+_BUSY = 0.5  # processes that wanted a core, for each core, before we began
+_INPUTS = 8
+
+Outputs = list[list[Any]]
+"""One list of arrays a run."""
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """What to measure. The first file in FP32 of each model is what its others are compared with."""
+
+    files: tuple[Path, ...]
+    providers: tuple[str, ...] = ("CPU",)
+    threads: int = 1
+    seconds: float = 5.0
+    """For each model."""
+    runs: int | None = None
+    """Exactly so many, however long they take."""
+    samples: Path | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One file on one provider. Figures are None where it did not get so far."""
+
+    model: str
+    """Its model: the reference's name."""
+    name: str
+    file: Path
+    precision: Precision
+    provider: str
+    threads: int
+    bytes: int
+    runs: int = 0
+    p50_ms: float | None = None
+    p90_ms: float | None = None
+    p99_ms: float | None = None
+    ratio: float | None = None
+    """Latency over the reference's; below 1 is faster."""
+    interval: Interval | None = None
+    parity: float | None = None
+    """The smallest cosine of any output with this file's own exact ones: below 0.99, a device refuses it."""
+    sqnr_db: float | None = None
+    """Against the reference's exact outputs; infinite where they are equal."""
+    memory_mb: float | None = None
+    """What loading and the first run took, of this process's own memory."""
+    load_ms: float | None = None
+    reference: bool = False
+    reason: str = ""
+    """Why figures are missing."""
+
+    @property
+    def speed_up(self) -> float | None:
+        """How many times as fast as the reference."""
+        return 1 / self.ratio if self.ratio else None
+
+
+@dataclass(frozen=True)
+class Published:
+    """Latencies that others published, in ms. Other machines, perhaps other versions: ratios compare."""
+
+    platform: str
+    fp32_ms: float
+    int8_ms: float
+
+    @property
+    def speed_up(self) -> float:
+        """FP32 over INT8."""
+        return self.fp32_ms / self.int8_ms
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """All rows, and what they were measured on."""
+
+    rows: tuple[Row, ...]
+    inputs: dict[str, str]
+    """By model: where its inputs came from."""
+    machine: Machine
+    """Before the first run."""
+    temperature_after_c: float | None
+    throttled: int
+    """How often a core was slowed down for heat meanwhile."""
+    took_s: float
+    published: dict[str, tuple[Published, ...]]
+    """By model; empty but for the reference models."""
+    titles: dict[str, str]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def models(self) -> list[str]:
+        """In order."""
+        return list(dict.fromkeys(row.model for row in self.rows))
+
+    @property
+    def right(self) -> bool:
+        """Whether every row has its figures, and none of them is of wrong outputs."""
+        return all(not row.reason and (row.parity or 0.0) >= gate(row) for row in self.rows)
+
+
+def bench(request: BenchRequest, progress: Progress = silent) -> BenchReport:
+    """Measure all files.
+
+    Raises:
+        Rejected: a file, the samples or the wish is no good. Unavailable: a file cannot be read.
+    """
+    _check(request)
+    began, before, throttled = time.monotonic(), machine.facts(), resources.throttle_count()
+    rows: list[Row] = []
+    inputs: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(prefix="edgeward-bench-") as scratch:
+        groups = _groups(request.files, Path(scratch))
+        for k, group in enumerate(groups):
+            name = _names(group)[0]
+            progress(name, k, len(groups))
+            told = next((one for one in group if one.guess.samples is not None), group[0])
+            fed = feed(told, request.samples, count=_INPUTS, seed=request.seed)
+            inputs[name] = fed.origin
+            rows += _Group(group, fed, request, before).rows()
+    progress("measured", len(groups), len(groups))
+    return BenchReport(
+        rows=tuple(rows),
+        inputs=inputs,
+        machine=before,
+        temperature_after_c=machine.temperature_c(),
+        throttled=resources.throttle_count() - throttled,
+        took_s=time.monotonic() - began,
+        published={},
+        titles={},
+        notes=tuple(_notes(before, rows)),
+    )
+
+
+def plain(report: BenchReport) -> dict[str, Any]:
+    """Everything, for `--json`: what is infinite is null."""
+    return {
+        "schema": "edgeward.bench/1",
+        "machine": report.machine.plain(),
+        "temperature_after_c": report.temperature_after_c,
+        "throttled": report.throttled,
+        "took_s": round(report.took_s, 1),
+        "inputs": report.inputs,
+        "notes": list(report.notes),
+        "rows": [
+            {
+                **asdict(row),
+                "file": str(row.file),
+                "interval": list(row.interval) if row.interval else None,
+                "sqnr_db": row.sqnr_db if row.sqnr_db is not None and abs(row.sqnr_db) < 1e9 else None,
+                "speed_up": row.speed_up,
+            }
+            for row in report.rows
+        ],
+        "published": {
+            model: [asdict(one) | {"speed_up": round(one.speed_up, 2)} for one in found]
+            for model, found in report.published.items()
+        },
+    }
+
+
+def _check(request: BenchRequest) -> None:
+    if not request.files:
+        raise Rejected("There is nothing to measure.", "Name ONNX files, or give --reference.")
+    if len(request.files) * len(request.providers) > MAX_FILES:
+        raise Rejected(
+            f"{len(request.files)} files on {len(request.providers)} providers are too many;"
+            f" at most {MAX_FILES} rows are measured."
+        )
+    if request.runs is not None and not 1 <= request.runs <= MAX_RUNS:
+        raise Rejected(f"{request.runs} runs were asked for; 1 to {MAX_RUNS} are measured.")
+
+
+def _notes(before: Machine, rows: Sequence[Row]) -> list[str]:
+    notes = []
+    if before.load is not None and before.load > _BUSY * before.cores:
+        notes.append(
+            f"Other work wanted the cores (load {before.load:.1f} on {before.cores}):"
+            " latencies are too long, ratios hold better."
+        )
+    wrong = [
+        f"{row.name} ({row.provider})" for row in rows if row.parity is not None and row.parity < gate(row)
+    ]
+    if wrong:
+        notes.append(
+            f"Not to be deployed here: {', '.join(wrong)}. Under this plan the outputs differ from the file's"
+            " own exact ones, so its speed counts for nothing."
+        )
+    return notes
+
+
+def gate(row: Row) -> float:
+    """The cosine below which a device refuses a plan."""
+    return 0.98 if row.precision == "fp16" else 0.99
+
+
+# --- files of one model
+
+
+def _groups(files: Sequence[Path], scratch: Path) -> list[list[Inspection]]:
+    """Files by their ports; in each group what the others are compared with comes first."""
+    found: dict[object, list[Inspection]] = {}
+    for k, file in enumerate(dict.fromkeys(files)):
+        home = scratch / str(k)
+        home.mkdir()
+        inspection = inspect_model(file, scratch=home)
+        ports = (inspection.facts.inputs, tuple(p.name for p in inspection.facts.outputs))
+        found.setdefault(ports, []).append(inspection)
+    return [sorted(group, key=lambda one: one.facts.precision != "fp32") for group in found.values()]
+
+
+def _names(group: Sequence[Inspection]) -> list[str]:
+    """File names without suffix, with their directory where two are the same."""
+    stems = [one.facts.path.stem for one in group]
+    return [
+        one.facts.path.stem
+        if stems.count(one.facts.path.stem) == 1
+        else f"{one.facts.path.resolve().parent.name}/{one.facts.path.stem}"
+        for one in group
+    ]
+
+
+@dataclass(frozen=True)
+class _Group:
+    group: Sequence[Inspection]
+    fed: Fed
+    request: BenchRequest
+    machine: Machine
+
+    def rows(self) -> list[Row]:
+        """All of its files on all providers; the reference first."""
+        found: list[tuple[Row, Contender]] = []
+        truth = _exact(self.group[0].whole, self.fed)
+        for provider in self.request.providers:
+            for name, inspection in zip(_names(self.group), self.group, strict=True):
+                found.append(self._look(name, inspection, provider, truth))
+        timings = race(
+            [contender for _, contender in found],
+            self.fed.feeds,
+            goal_s=self.request.seconds,
+            least=self.request.runs or LEAST_RUNS,
+            most=self.request.runs or MAX_RUNS,
+        )
+        return [
+            _timed(replace(row, reference=k == 0), timing)
+            for k, ((row, _), timing) in enumerate(zip(found, timings, strict=True))
+        ]
+
+    def _look(
+        self, name: str, inspection: Inspection, provider: str, truth: Outputs | str
+    ) -> tuple[Row, Contender]:
+        """Everything but the latency: memory, load, parity."""
+        facts = inspection.facts
+        plan = self._plan(inspection, provider)
+        row = Row(
+            model=_names(self.group)[0],
+            name=name,
+            file=facts.path,
+            precision=facts.precision,
+            provider=plan.provider.removesuffix("ExecutionProvider"),
+            threads=plan.threads,
+            bytes=facts.bytes,
+        )
+        return _prove(row, inspection.whole, plan, self.fed, truth), Contender(name, inspection.whole, plan)
+
+    def _plan(self, inspection: Inspection, provider: str) -> Plan:
+        """What a device would try first on this provider."""
+        precision, threads = inspection.facts.precision, self.request.threads
+        full = plans.provider_name(provider)
+        here = plans.Machine(resources.machine(), resources.isa(), (full,))
+        variants: dict[str, VariantFacts] = {precision: VariantFacts(precision, "0" * 64)}
+        tried = plans.candidates(variants, here, threads=threads, only=(full,))
+        plain_ones = [plan for plan in tried if plan.threads == threads] or tried
+        return plain_ones[0] if plain_ones else Plan(provider=full, variant=precision, threads=threads)
+
+
+def _prove(row: Row, file: Path, plan: Plan, fed: Fed, truth: Outputs | str) -> Row:
+    """Load it and run it, and hold it against its own exact outputs and the reference's."""
+    exact = _exact(file, fed)
+    before, began = resources.private_mb(), time.perf_counter()
+    try:
+        session = open_session(file, plan)
+        try:
+            session.run(fed.feeds[0])
+            took, after = time.perf_counter() - began, resources.private_mb()
+            mine = [session.run(feeds) for feeds in fed.feeds]
+        finally:
+            session.close()
+            resources.give_back()
+    except (NotLoaded, RunFailed) as error:
+        return replace(row, reason=error.what)
+    memory = max(0.0, after - before) if before is not None and after is not None else None
+    row = replace(row, load_ms=took * 1e3, memory_mb=memory)
+    if isinstance(exact, str):
+        return replace(row, reason=f"Without optimisation it does not run: {exact}")
+    row = replace(row, parity=_worst(mine, exact))
+    return row if isinstance(truth, str) else replace(row, sqnr_db=_sqnr(truth, mine))
+
+
+def _exact(file: Path, fed: Fed) -> Outputs | str:
+    """The file's exact outputs, or why there are none."""
+    try:
+        session: Session = open_exact(file)
+        try:
+            return [session.run(feeds) for feeds in fed.feeds]
+        finally:
+            session.close()
+    except (NotLoaded, RunFailed) as error:
+        return error.what
+
+
+def _worst(mine: Outputs, exact: Outputs) -> float:
+    pairs = (pair for one, other in zip(mine, exact, strict=True) for pair in zip(one, other, strict=True))
+    return min((cosine(a, b) for a, b in pairs if a.dtype.kind in "fiub"), default=1.0)
+
+
+def _sqnr(truth: Outputs, mine: Outputs) -> float | None:
+    """Over all float outputs of all runs."""
+    signal = noise = 0.0
+    for one, other in zip(truth, mine, strict=True):
+        for a, b in zip(one, other, strict=True):
+            if a.dtype.kind == "f":
+                if a.shape != b.shape:
+                    return None
+                s, n = energies(a, b)
+                signal, noise = signal + s, noise + n
+    return ratio_db(signal, noise) if signal else None
+
+
+def _timed(row: Row, timing: Timing) -> Row:
+    return replace(
+        row,
+        runs=timing.runs,
+        p50_ms=timing.p50_ms,
+        p90_ms=timing.p90_ms,
+        p99_ms=timing.p99_ms,
+        ratio=timing.ratio,
+        interval=timing.interval,
+        reason=row.reason or timing.reason,
+    )
