@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edgeward_models.labelled import Sample
+from edgeward_models.items import Sample
 from edgeward_models.similarity import cosine
 from edgeward_runtime.tasks.detection import Boxes, Kind, Settings, detect, kind_of, overlaps, to_frame
 from edgeward_wire.contract import Contract, OutputPort

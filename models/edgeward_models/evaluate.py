@@ -22,7 +22,8 @@ from edgeward_models.answers import CLASSIFYING, reading
 from edgeward_models.evaluation import Evaluation, Gate, Row, Subject
 from edgeward_models.graph import Facts, embed_external_data, read_facts
 from edgeward_models.inspect import Inspection, inspect_model
-from edgeward_models.labelled import Item, LabelledSet, Sample, open_labelled
+from edgeward_models.items import Item, LabelledSet, Sample
+from edgeward_models.labelled import open_labelled
 from edgeward_models.layers import Layers, layer_sqnr
 from edgeward_models.mean_ap import need_pycocotools
 from edgeward_models.passes import Pass, Runner

@@ -4,7 +4,7 @@ Invariants: a name that the model does not have is an error, never a class of it
 what is listed is there (each file is looked for before the first one runs) and is decoded only when its
 turn comes; the same data, count and seed give the same items in the same order.
 
-- `folders`: a directory with one folder of pictures a class; the folder's name is the label or its index.
+- `folders`: a directory with one folder a class, of pictures or WAV files, named by label or index.
 - `table`: a CSV or TSV `file,label`, with or without that heading; files are relative to the table.
 - `coco`: COCO JSON of boxes, and the pictures' directory.
 - `arrays`: an `.npz` with one array (N, ...) for each source input, and `labels` (N,).
@@ -15,20 +15,18 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from edgeward_models import coco
 from edgeward_models.class_names import MOST_NAMED, Names, and_more
-from edgeward_models.samples import Feeds, rows_of
-from edgeward_runtime import golden, images
+from edgeward_models.items import Item, LabelledSet, Truth, read_bytes, suffixes
+from edgeward_models.samples import rows_of
+from edgeward_runtime import golden
 from edgeward_runtime.ports import sources
-from edgeward_runtime.preprocess import Preprocess, image_input
 from edgeward_wire.contract import Contract
 from edgeward_wire.errors import Rejected, Unavailable
 
@@ -36,81 +34,6 @@ MAX_ITEMS = 200_000
 MAX_TABLE_BYTES = 64 << 20
 MAX_COCO_BYTES = 512 << 20
 _HEADINGS = frozenset({"file", "filename", "path", "image", "picture"})
-
-Kind = Literal["folders", "table", "coco", "arrays"]
-
-
-class Truth(NamedTuple):
-    """One object on a picture."""
-
-    box: tuple[float, float, float, float]
-    """x1, y1, x2, y2 in pixels of the picture."""
-    class_index: int
-    crowd: bool
-    """A group that is neither found nor missed."""
-    area: float
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One input, and what is right for it: a class, or the objects on it."""
-
-    name: str
-    path: Path = Path()
-    """Of a picture."""
-    row: int = -1
-    """In an array."""
-    label: int = -1
-    truths: tuple[Truth, ...] = ()
-    size: tuple[int, int] | None = None
-    """(width, height) as the annotations say."""
-
-
-class Sample(NamedTuple):
-    """An item ready to be run. `feeds` are valid until the next one is made."""
-
-    item: Item
-    feeds: Feeds
-    size: tuple[int, int] | None
-    """(width, height) of the picture."""
-
-
-@dataclass(frozen=True)
-class LabelledSet:
-    """What `open_labelled` found."""
-
-    kind: Kind
-    origin: str
-    """For people: "120 pictures of 10 classes in data"."""
-    items: tuple[Item, ...]
-    _arrays: Feeds = field(default_factory=dict, repr=False)
-
-    def choose(self, count: int | None, seed: int = 0) -> LabelledSet:
-        """So many of them, drawn without returning; all when there are not more."""
-        if count is None or count >= len(self.items):
-            return self
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(self.items))[:count])
-        origin = f"{count} of the {self.origin}, drawn with seed {seed}"
-        return replace(self, items=tuple(self.items[k] for k in chosen), origin=origin)
-
-    def stream(self, contract: Contract) -> Iterator[Sample]:
-        """Each of them through the device's preprocessing. Raises Rejected, Unavailable on the way."""
-        if self.kind == "arrays":
-            for item in self.items:
-                yield Sample(item, {name: rows[item.row] for name, rows in self._arrays.items()}, None)
-            return
-        port = image_input(contract)
-        preprocess = Preprocess(port)
-        for item in self.items:
-            picture = images.decode(_read(item.path, images.MAX_PICTURE_BYTES), item.name)
-            size = (picture.shape[1], picture.shape[0])
-            if item.size is not None and item.size != size:
-                raise Rejected(
-                    f"{item.name} is {size[0]} x {size[1]}, but its annotations are for"
-                    f" {item.size[0]} x {item.size[1]}.",
-                    "Its boxes would be elsewhere: use the pictures that were annotated.",
-                )
-            yield Sample(item, {port.name: preprocess(picture)}, size)
 
 
 def open_labelled(
@@ -152,16 +75,16 @@ def open_labelled(
 
 
 def _folders(root: Path, contract: Contract, names: Names) -> LabelledSet:
-    image_input(contract)
+    what, endings = suffixes(contract)
     folders = {
-        folder.name: sorted(p for p in folder.iterdir() if p.suffix.lower() in images.PICTURE_SUFFIXES)
+        folder.name: sorted(p for p in folder.iterdir() if p.suffix.lower() in endings)
         for folder in sorted(p for p in _listed(root) if p.is_dir() and not p.name.startswith("."))
     }
     filled = {name: pictures for name, pictures in folders.items() if pictures}
     if not filled:
-        what = "folders without pictures" if folders else "no folders"
+        there = f"folders without {what}s" if folders else "no folders"
         raise Rejected(
-            f"{root} holds {what}: labelled pictures lie in one folder a class.",
+            f"{root} holds {there}: labelled {what}s lie in one folder a class.",
             "Name each folder by its label or class index; or give a CSV `file,label`.",
         )
     indices = names.find_all(filled, str(root.name))
@@ -170,7 +93,7 @@ def _folders(root: Path, contract: Contract, names: Names) -> LabelledSet:
         for name, pictures in filled.items()
         for picture in pictures
     ]
-    return LabelledSet("folders", _origin(items, "picture", root), _bounded(items, root))
+    return LabelledSet("folders", _origin(items, what, root), _bounded(items, root))
 
 
 def _listed(root: Path) -> list[Path]:
@@ -184,8 +107,8 @@ def _listed(root: Path) -> list[Path]:
 
 
 def _table(path: Path, contract: Contract, names: Names) -> LabelledSet:
-    image_input(contract)
-    rows = read_table(_read(path, MAX_TABLE_BYTES), path.name)
+    what, _ = suffixes(contract)
+    rows = read_table(read_bytes(path, MAX_TABLE_BYTES), path.name)
     labels = names.find_all(dict.fromkeys(label for _, label in rows), path.name)
     items: dict[str, Item] = {}
     for file, label in rows:
@@ -193,7 +116,7 @@ def _table(path: Path, contract: Contract, names: Names) -> LabelledSet:
         if known.label != labels[label]:
             raise Rejected(f"{path.name} lists {file} twice, with different labels.", "Keep one of them.")
     check_present(items.values(), path)
-    return LabelledSet("table", _origin(list(items.values()), "picture", path), tuple(items.values()))
+    return LabelledSet("table", _origin(list(items.values()), what, path), tuple(items.values()))
 
 
 def read_table(raw: bytes, where: str) -> list[tuple[str, str]]:
@@ -234,7 +157,7 @@ def check_present(items: Iterable[Item], where: Path) -> None:
     if missing:
         base = os.path.commonpath([item.path.absolute().parent for item in everything])
         raise Rejected(
-            f"{where.name} lists {len(missing)} of {len(everything)} pictures that are not there:"
+            f"{where.name} lists {len(missing)} of {len(everything)} files that are not there:"
             f" {', '.join(missing[:MOST_NAMED])}{and_more(missing)}.",
             f"They were looked for in {base}.",
         )
@@ -244,9 +167,9 @@ def check_present(items: Iterable[Item], where: Path) -> None:
 
 
 def _coco(path: Path, contract: Contract, names: Names, pictures: Path | None) -> LabelledSet:
-    image_input(contract)
+    suffixes(contract)
     file = _annotations(path)
-    read = coco.parse(_read(file, MAX_COCO_BYTES), file.name)
+    read = coco.parse(read_bytes(file, MAX_COCO_BYTES), file.name)
     classes = _categories(read, names, file.name)
     home = _home(file, read.pictures[0].file, pictures)
     items = [
@@ -317,7 +240,7 @@ def _truths(picture: coco.Picture, classes: Mapping[int, int]) -> tuple[Truth, .
 
 
 def _npz(path: Path, contract: Contract, names: Names) -> LabelledSet:
-    arrays = golden.read_npz(_read(path, golden.MAX_UNPACKED_BYTES), f"labelled data {path.name}")
+    arrays = golden.read_npz(read_bytes(path, golden.MAX_UNPACKED_BYTES), f"labelled data {path.name}")
     ports = sources(contract)
     wanted = [*(port.name for port in ports), "labels"]
     missing = [name for name in wanted if name not in arrays]
@@ -369,14 +292,3 @@ def _bounded(items: Sequence[Item], path: Path) -> tuple[Item, ...]:
     if len(items) > MAX_ITEMS:
         raise Rejected(f"{path} holds {len(items)} items; at most {MAX_ITEMS} are listed.")
     return tuple(items)
-
-
-def _read(path: Path, most: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(most + 1)
-    except OSError as error:
-        raise Unavailable(f"{path} cannot be read: {error.strerror or error}.", "Check the path.") from error
-    if len(raw) > most:
-        raise Rejected(f"{path.name} is longer than {most >> 20} MB.")
-    return raw

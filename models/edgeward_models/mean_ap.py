@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeward_models.labelled import Truth
+from edgeward_models.items import Truth
 from edgeward_models.statistics import Interval, bootstrap
 from edgeward_runtime.tasks.detection import Boxes
 from edgeward_wire.errors import Rejected

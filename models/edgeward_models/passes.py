@@ -10,7 +10,7 @@ import numpy as np
 
 from edgeward_models.answers import Outputs, Reading
 from edgeward_models.evaluation import Row
-from edgeward_models.labelled import Sample
+from edgeward_models.items import Sample
 from edgeward_models.metrics import Figure, average
 from edgeward_models.similarity import energies, sqnr_interval
 from edgeward_models.tallies import Tally

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from edgeward_models import metrics
 from edgeward_models.evaluation import Row
-from edgeward_models.labelled import Item, Truth
+from edgeward_models.items import Item, Truth
 from edgeward_models.mean_ap import MeanAp
 from edgeward_models.metrics import ClassScore, Confusion, Figure
 from edgeward_runtime.tasks.detection import Boxes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import wave
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 
 from edgeward_models import coco
 from edgeward_models.class_names import Names
-from edgeward_models.labelled import LabelledSet, open_labelled, read_table
-from edgeward_wire.contract import Contract, ImageSpec, InputPort, OutputPort, Task
+from edgeward_models.items import LabelledSet
+from edgeward_models.labelled import open_labelled, read_table
+from edgeward_wire.contract import AudioSpec, Contract, ImageSpec, InputPort, OutputPort, Task
 from edgeward_wire.errors import Rejected
 from runtime import builders
 
@@ -136,7 +138,7 @@ def test_a_table_s_faults_are_named(tmp_path: Path) -> None:
             open_(table)
         return str(caught.value)
 
-    assert "lists 5 of 6 pictures that are not there: 1.png, 2.png, 3.png and 2 more" in why(
+    assert "lists 5 of 6 files that are not there: 1.png, 2.png, 3.png and 2 more" in why(
         "a.png,red\n" + "".join(f"{k}.png,red\n" for k in range(1, 6))
     )
     assert "holds no rows" in why("file,label\n")
@@ -244,7 +246,7 @@ def test_pictures_elsewhere_are_named_or_asked_for(tmp_path: Path) -> None:
         open_boxes(file)
     assert "--pictures" in caught.value.next_step
     builders.picture_file(tmp_path / "far/a.png", "red")
-    with pytest.raises(Rejected, match=r"1 of 2 pictures that are not there: b\.png"):
+    with pytest.raises(Rejected, match=r"1 of 2 files that are not there: b\.png"):
         open_boxes(file, pictures=tmp_path / "far")
 
 
@@ -331,3 +333,39 @@ def test_a_name_is_one_class_or_refused(name: str, labels: list[str]) -> None:
     assert found is None or 0 <= found < len(labels)
     if name in labels:
         assert found == labels.index(name)
+
+
+# --- sounds
+
+
+def wav(path: Path, hertz: float, seconds: float, rate: int = 8000) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tone = np.sin(2 * np.pi * hertz * np.arange(int(rate * seconds)) / rate)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes((tone * 20_000).astype("<i2").tobytes())
+    return path
+
+
+def test_sounds_lie_in_folders_too(tmp_path: Path) -> None:
+    spec = AudioSpec(rate=16000, window=8000, hop=4000)
+    heard = Contract(
+        task="audio-classification",
+        inputs=(InputPort(name="x", dtype="float32", shape=(1, 8000), bind="source", audio=spec),),
+        outputs=(OutputPort(name="y", dtype="float32", shape=(1, 2)),),
+    )
+    wav(tmp_path / "data/low/long.wav", 200, 2.0)
+    wav(tmp_path / "data/high/short.wav", 1000, 0.1)
+    found = open_labelled(tmp_path / "data", heard, ("low", "high"), 2)
+    assert found.origin == "2 sounds of 2 classes in data"
+    for sample in found.stream(heard):
+        window = sample.feeds["x"]
+        assert window.shape == (1, 8000)
+        loudest = int(np.abs(np.fft.rfft(window[0])).argmax()) * 2  # 2 Hz a bin at 16 kHz
+        assert abs(loudest - (200, 1000)[sample.item.label]) < 20
+        silent = not window[0, 4000:].any()
+        assert silent == (sample.item.label == 1)
+    with pytest.raises(Rejected, match="labelled sounds lie in one folder a class"):
+        open_labelled(folders(tmp_path / "pictures", "low"), heard, ("low", "high"), 2)

@@ -33,6 +33,24 @@ class Boxes(str, Enum):
     end_to_end = "end-to-end"
 
 
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="Labelled: one folder a class, a CSV `file,label`, COCO JSON, or an .npz with `labels`.",
+        show_default=False,
+    ),
+]
+Gated = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Gate: how far top-1 or mAP50-95 (unlabelled: agreement) may fall below FP32's, e.g. 0.01.",
+        show_default=False,
+    ),
+]
+
+
 def command(
     *,
     model: Annotated[Path, typer.Argument(help="The ONNX file.", show_default=False)],
@@ -40,13 +58,7 @@ def command(
         Path | None,
         typer.Option(metavar="FP32.onnx", help="Its float original.", show_default="the sidecar's variant"),
     ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Labelled: one folder a class, a CSV `file,label`, COCO JSON, or an .npz with `labels`.",
-            show_default=False,
-        ),
-    ] = None,
+    data: Data = None,
     pictures: Annotated[
         Path | None, typer.Option(help="The pictures of a COCO file.", show_default="beside it")
     ] = None,
@@ -58,16 +70,7 @@ def command(
         int | None,
         typer.Option(min=1, max=10_000, help="At most so many.", show_default="all labelled, 300 others"),
     ] = None,
-    max_drop: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=1,
-            help="Gate: how far top-1 or mAP50-95 may fall below FP32's, e.g. 0.01; unlabelled, agreement"
-            " below 1.",
-            show_default=False,
-        ),
-    ] = None,
+    max_drop: Gated = None,
     per_layer: Annotated[bool, typer.Option("--per-layer", help="Where it departs from FP32.")] = False,
     boxes: Annotated[
         Boxes | None, typer.Option(help="What a detector's output is.", show_default="from its shape")
