@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,18 @@ from edgeward_models import machine
 from edgeward_models.calibration import Ranges, calibrate, source_ranges
 from edgeward_models.findings import TargetReport
 from edgeward_models.graph import Facts
+from edgeward_models.hunt import search_target
 from edgeward_models.inspect import Inspection, inspect_model
 from edgeward_models.prepare import prepare
 from edgeward_models.progress import Progress, silent
-from edgeward_models.quantise_report import QuantiseReport, write_report
+from edgeward_models.quantise_files import write_report
+from edgeward_models.quantise_report import QuantiseReport
 from edgeward_models.quantiser import quantisable
 from edgeward_models.samples import Feeds, Samples, open_samples
 from edgeward_models.schemes import TARGETS, Calibration, Target
 from edgeward_models.search import Gate
-from edgeward_models.study import Study, search_target
-from edgeward_models.trials import CLASSIFYING, Effort, drive, effort, set_bench
+from edgeward_models.study import Study
+from edgeward_models.trials import CLASSIFYING, Bench, Effort, drive, effort, set_bench
 from edgeward_models.workspace import Workspace, file_digest
 from edgeward_runtime import sessions
 from edgeward_runtime.sessions import CPU, NotLoaded, RunFailed, open_session
@@ -256,10 +259,15 @@ def _study(source: _Source, began: float) -> Study:
     _check_names(request.keep_float, names)
     progress("preparing", 1, 1)
     planned = source.effort(few)
-    progress("FP32 on the samples", 0, 1)
-    fit = source.samples.take("fit", planned.fit, FIT_SEED)
-    bench = set_bench(whole, contract, source.plan, fit, planned.exact)
-    progress("FP32 on the samples", 1, 1)
+
+    @cache
+    def bench() -> Bench:
+        progress("FP32 on the samples", 0, 1)
+        fit = source.samples.take("fit", planned.fit, FIT_SEED)
+        made = set_bench(whole, contract, source.plan, fit, planned.exact)
+        progress("FP32 on the samples", 1, 1)
+        return made
+
     aim, must = gates(request.max_drop, contract, planned.fit)
     return Study(
         whole=whole,
@@ -271,7 +279,7 @@ def _study(source: _Source, began: float) -> Study:
         effort=planned,
         bench=bench,
         feeds=few,
-        full_feeds=lambda count: list(source.full_feeds(fit[:count])),
+        full_feeds=lambda count: list(source.full_feeds(bench().samples[:count])),
         ranges=lambda method: source.ranges(prepared, method, planned.calibrate),
         keep_float=tuple(name for name in names if name in request.keep_float),
         aim=aim,
