@@ -38,9 +38,11 @@ class Reading(Protocol):
 
     def read(self, outputs: Outputs, sample: Sample) -> Any:
         """Raises Rejected when the outputs are not those of such a task."""
+        ...
 
     def agree(self, reference: Any, mine: Any) -> float | None:
         """0..1; None where there is nothing to agree on."""
+        ...
 
 
 def reading(contract: Contract, classes: int | None, kind: Kind | None, *, labelled: bool) -> Reading:

@@ -147,7 +147,10 @@ class _Evaluating:
             self._pass(one, stream, count, mine, theirs)
             passed.append(one)
         layers = self._layers() if self.request.per_layer else None
-        return self._found(passed, samples, parity, layers)
+        self.progress("computing figures", 0, 1)  # thousands of pictures with boxes take a minute
+        found = self._found(passed, samples, parity, layers)
+        self.progress("computing figures", 1, 1)
+        return found
 
     def _found(
         self, passed: Sequence[Pass], samples: Samples | None, parity: float | None, layers: Layers | None

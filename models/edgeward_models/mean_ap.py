@@ -141,7 +141,7 @@ def _evaluate(truths: Sequence[Sequence[Truth]], found: Sequence[Boxes], classes
     ]
 
     def dataset(entries: list[dict[str, Any]]) -> Any:
-        made = COCO()
+        made: Any = COCO()
         # An object of number 0 would count as not found: its matches are kept by number.
         numbered = [
             {"id": n, "area": e["bbox"][2] * e["bbox"][3], **e} for n, e in enumerate(entries, start=1)
@@ -155,7 +155,7 @@ def _evaluate(truths: Sequence[Sequence[Truth]], found: Sequence[Boxes], classes
         return made
 
     with contextlib.redirect_stdout(io.StringIO()):  # it reports its progress there, where our result goes
-        evaluation = COCOeval(dataset(objects), dataset(boxes), "bbox")
+        evaluation: Any = COCOeval(dataset(objects), dataset(boxes), "bbox")
         evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
         evaluation.params.maxDets = [MOST_BOXES]
         evaluation.evaluate()

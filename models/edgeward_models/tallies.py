@@ -24,18 +24,23 @@ class Tally(Protocol):
 
     def add(self, item: Item, answer: Any, reference: Any) -> None:
         """One sample: the model's answer, and FP32's or None."""
+        ...
 
     def rows(self, seed: int) -> list[Row]:
         """The figures."""
+        ...
 
     def classes(self) -> tuple[ClassScore, ...]:
         """Class by class."""
+        ...
 
     def confused(self) -> tuple[Confusion, ...]:
         """The pairs that are most often confused."""
+        ...
 
     def class_ap(self) -> dict[int, float]:
         """AP50-95 of each class."""
+        ...
 
 
 def tally(task: Task) -> Tally:

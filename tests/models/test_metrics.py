@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,6 +15,9 @@ from edgeward_models.mean_ap import MeanAp
 from edgeward_models.statistics import Interval
 from edgeward_runtime.tasks.detection import Boxes
 
+needs_pycocotools = pytest.mark.skipif(
+    importlib.util.find_spec("pycocotools") is None, reason="mAP needs pycocotools (the extra eval)"
+)
 pairs = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=60)
 
 
@@ -117,6 +122,7 @@ def truth(x: float, y: float, side: float, index: int = 0, *, crowd: bool = Fals
     return Truth((x, y, x + side, y + side), index, crowd, side * side)
 
 
+@needs_pycocotools
 def test_perfect_boxes_have_a_map_of_1_and_none_a_map_of_0() -> None:
     there = [[truth(0, 0, 50)], [truth(10, 10, 40, 1), truth(60, 60, 20)]]
     exact = [boxes((0, 0, 50, 50, 0.9, 0)), boxes((10, 10, 50, 50, 0.8, 1), (60, 60, 80, 80, 0.7, 0))]
@@ -128,6 +134,7 @@ def test_perfect_boxes_have_a_map_of_1_and_none_a_map_of_0() -> None:
     assert none.interval(1, minus=perfect) == Interval(1, 1)
 
 
+@needs_pycocotools
 def test_a_box_that_is_a_bit_off_counts_at_loose_thresholds_only() -> None:
     # IoU 0.8: right at 0.50 ... 0.80, seven of ten steps
     found = MeanAp([[truth(0, 0, 100)]], [boxes((0, 0, 100, 80, 0.9, 0))])
@@ -135,6 +142,7 @@ def test_a_box_that_is_a_bit_off_counts_at_loose_thresholds_only() -> None:
     assert found.map50_95 == pytest.approx(0.7)
 
 
+@needs_pycocotools
 def test_half_of_the_objects_found_is_half_of_the_recall() -> None:
     there = [[truth(0, 0, 40), truth(100, 100, 40)]]
     found = MeanAp(there, [boxes((0, 0, 40, 40, 0.9, 0), (300, 300, 340, 340, 0.95, 0))])
@@ -169,6 +177,7 @@ def scenes(draw: st.DrawFn) -> tuple[list[list[Truth]], list[Boxes]]:
     return there, found
 
 
+@needs_pycocotools
 @given(scenes())
 @settings(max_examples=40, deadline=None)
 def test_what_is_resampled_is_what_pycocotools_computes(scene: tuple[list[list[Truth]], list[Boxes]]) -> None:
