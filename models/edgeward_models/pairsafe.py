@@ -24,6 +24,8 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from edgeward_models.shield import requantised
+
 LARGEST_ACTIVATION = 255
 LIMIT = 32767
 _ROUNDED = 127  # one code less than 128 leaves room for two weights that round up
@@ -80,7 +82,10 @@ class PairBound:
 
 
 def worst_pairs(quantised: Path) -> list[PairBound]:
-    """Each node of a QDQ or QOperator file with constant 8-bit weights, in the graph's order: its bound."""
+    """Each node of a QDQ or QOperator file with constant 8-bit weights, in the graph's order: its bound.
+
+    Float weights that ONNX Runtime quantises when it loads the file (shield.py) count as what they become.
+    """
     model = onnx.load(str(quantised))
     reader = _Reader(model)
     return [bound for node in model.graph.node if (bound := reader.bound(node)) is not None]
@@ -104,6 +109,7 @@ class _Reader:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.constants = {t.name: t for t in model.graph.initializer}
         self.producers = {name: node for node in model.graph.node for name in node.output}
+        self.requantised = requantised(model.graph)
 
     def bound(self, node: onnx.NodeProto) -> PairBound | None:
         weights = self._weights(node)
@@ -128,6 +134,10 @@ class _Reader:
         """The node's constant weights as stored, or None."""
         if node.op_type in _INTEGER:
             tensor = self.constants.get(node.input[_INTEGER[node.op_type][1]])
+        elif node.name in self.requantised and node.op_type in _QDQ:
+            weights = numpy_helper.to_array(self.constants[node.input[1]])
+            largest = max(float(np.abs(weights).max(initial=0.0)), _SMALLEST)
+            return np.asarray(np.round(weights * (127 / largest)), np.int8)
         elif node.op_type in _QDQ:
             source = self.producers.get(node.input[1])
             if source is None or source.op_type != "DequantizeLinear":

@@ -24,10 +24,12 @@ from onnx import numpy_helper, shape_inference
 from edgeward_models import half
 from edgeward_models.calibration import Ranges
 from edgeward_models.codes import CODES, weight_scales
+from edgeward_models.gelu import fuse_gelu
 from edgeward_models.prepare import place, sort_nodes, strip
 from edgeward_models.regions import WEIGHTED, Graph, Weighted
 from edgeward_models.residuals import quantise_shortcuts
 from edgeward_models.schemes import Scheme
+from edgeward_models.shield import shield
 from edgeward_wire.errors import Rejected
 
 _DYNAMIC = ("MatMul", "LSTM")
@@ -45,7 +47,7 @@ def quantise(prepared: Path, out: Path, scheme: Scheme, ranges: Ranges | None = 
     """
     model = onnx.load(str(prepared))
     made = _METHODS[scheme.method](model, scheme, ranges, prepared.name)
-    del made.graph.value_info[:]
+    _forget_shapes(made.graph)
     sort_nodes(made.graph)
     strip(made)
     onnx.checker.check_model(made, full_check=True)
@@ -54,6 +56,15 @@ def quantise(prepared: Path, out: Path, scheme: Scheme, ranges: Ranges | None = 
         file.write_bytes(made.SerializeToString(deterministic=True))
         place(file, out)
     return out
+
+
+def _forget_shapes(graph: onnx.GraphProto) -> None:
+    """Leave only the shapes that nobody can infer again: those behind operators that are not ONNX's."""
+    foreign = {name for node in graph.node if node.domain not in ("", "ai.onnx") for name in node.output}
+    kept = [value for value in graph.value_info if value.name in foreign]
+    copies = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in kept]
+    del graph.value_info[:]
+    graph.value_info.extend(copies)
 
 
 def quantisable(prepared: Path) -> list[str]:
@@ -78,6 +89,8 @@ def _static(model: onnx.ModelProto, scheme: Scheme, ranges: Ranges | None, name:
     if ranges is None:
         raise ValueError("a static scheme needs ranges")
     shaped = shape_inference.infer_shapes(model)
+    if scheme.outputs:
+        fuse_gelu(shaped)
     graph = Graph(shaped)
     nodes = _nodes(graph, scheme, ranges, name)
     weighted = [w for w in graph.quantisable if w.name in nodes]
@@ -99,6 +112,7 @@ def _static(model: onnx.ModelProto, scheme: Scheme, ranges: Ranges | None, name:
     made: onnx.ModelProto = quantizer.model.model
     if not scheme.outputs:
         quantise_shortcuts(made, {w.name for w in weighted}, scheme, ranges)
+    shield(made)
     return made
 
 

@@ -23,10 +23,11 @@ def quantise_shortcuts(
 ) -> None:
     """Give each addition to the result of a quantised product a Q/DQ pair on its other input; in place.
 
-    `products` are the names of the quantised nodes. Where both branches end in one, the later is the one that
-    is fused.
+    `products` are the names of the quantised nodes. Where both branches end in one, the longer is fused.
+    The graph may be in any order.
     """
-    makers = {name: (k, node) for k, node in enumerate(model.graph.node) for name in node.output}
+    depths = _depths(model.graph)
+    makers = {name: (depths[name], node) for node in model.graph.node for name in node.output}
     kind = TensorProto.UINT8 if scheme.activations == "u8" else TensorProto.INT8
     for node in [node for node in model.graph.node if node.op_type == "Add"]:
         branches = [(*makers[name], port) for port, name in enumerate(node.input) if name in makers]
@@ -34,7 +35,7 @@ def quantise_shortcuts(
             continue
         fused = max(branches, key=lambda branch: (branch[1].name in products, branch[0]))
         port = 1 - fused[2]
-        tensor = node.input[port]
+        tensor = _undone(node.input[port], {name: maker for name, (_, maker) in makers.items()})
         if tensor not in ranges:
             continue
         stem = f"{node.name}/shortcut"
@@ -49,3 +50,27 @@ def quantise_shortcuts(
             ]
         )
         node.input[port] = stem
+
+
+def _undone(tensor: str, makers: Mapping[str, onnx.NodeProto]) -> str:
+    """The activation behind a Q/DQ pair, or the tensor itself."""
+    after = makers.get(tensor)
+    before = makers.get(after.input[0]) if after is not None and after.op_type == "DequantizeLinear" else None
+    return str(before.input[0]) if before is not None and before.op_type == "QuantizeLinear" else tensor
+
+
+def _depths(graph: onnx.GraphProto) -> dict[str, int]:
+    """Tensor -> how many nodes lie between it and the inputs, on the longest way."""
+    makers = {name: node for node in graph.node for name in node.output}
+    depths: dict[str, int] = {}
+    waiting = list(makers)
+    while waiting:
+        name = waiting.pop()
+        if name in depths:
+            continue
+        missing = [i for i in makers[name].input if i in makers and i not in depths]
+        if missing:
+            waiting += [name, *missing]
+        else:
+            depths[name] = 1 + max((depths.get(i, 0) for i in makers[name].input), default=0)
+    return depths
