@@ -2,7 +2,7 @@
 
 When ONNX Runtime loads a file, a convolution or Gemm with float weights between a DequantizeLinear and a
 QuantizeLinear (a ReLU or Clip may follow) gets its weights quantised all the same, to 8 bits with one scale
-for the whole tensor (WeightBiasQuantization; seen in 1.23 and 1.32). That undoes what a layer was kept in float
+for the whole tensor (WeightBiasQuantization, in 1.23 and 1.32). That undoes what a layer was kept in float
 for, and such weights may saturate. It asks that the scale of the data be one number: so we give the layer
 a DequantizeLinear of its own with the same number for each channel. The values are the same.
 """
