@@ -94,6 +94,8 @@ class TargetReport:
 
     target: str
     gate: Gate
+    why: str
+    """Why that gate."""
     here: bool
     """Whether this machine could measure it; otherwise the device's probe decides."""
     candidates: tuple[Candidate, ...] = ()

@@ -76,6 +76,7 @@ class _Hunt:
         return TargetReport(
             target=self.target.name,
             gate=self.study.must,
+            why=self.study.why,
             here=True,
             candidates=tuple(self.found),
             chosen=self.chosen,
@@ -158,10 +159,9 @@ class _Hunt:
             file = make_file(study, scheme)
         except Rejected as error:
             return Candidate(Measured(scheme, excluded=error.what))
-        candidate = Candidate.of(scheme, file, judge(study, file, self.plan, scheme, study.effort.fit))
-        if not candidate.measured.excluded and search.needs_proof(self.target.hints):
-            return candidate.excluding(saturation(file))
-        return candidate
+        if search.needs_proof(self.target.hints) and (unproved := saturation(file)):
+            return Candidate.of(scheme, file, Judged(unproved))
+        return Candidate.of(scheme, file, judge(study, file, self.plan, scheme, study.effort.fit))
 
     def _raced(self, files: Sequence[Path], goal_s: float, least: int) -> list[Timing]:
         """FP32's timing and those of the files, side by side."""
@@ -259,7 +259,7 @@ class _Hunt:
 def race_steadily(
     contenders: Sequence[Contender], feeds: Sequence[FullFeeds], goal_s: float, least: int
 ) -> list[Timing]:
-    """A race; where other work on the machine blurred a ratio, it runs again and the clearer result counts."""
+    """A race; where other work on the machine blurred a ratio, it runs again, and the clearer one counts."""
     timings = race(contenders, feeds, goal_s=goal_s, least=least)
     blurred = [k for k, one in enumerate(timings) if _blur(one) > _BLURRED]
     if blurred:
@@ -295,7 +295,7 @@ def _unmeasured(study: Study, target: Target, like: TargetReport | None) -> Targ
     except Rejected as error:
         candidate = Candidate(Measured(base, excluded=error.what))
     judged = candidate.measured
-    gate = study.must if target.schemes[0].method != "fp16" else Gate("sqnr_db", HALF_DB)
+    gate = study.must if target.schemes[0].method != "fp16" else Gate(sqnr_db=HALF_DB)
     notes = ["It could not be measured here: the device's probe decides whether it pays."]
     fit = not judged.excluded and gate.passes(judged)
     if not fit and not judged.excluded:
@@ -304,6 +304,7 @@ def _unmeasured(study: Study, target: Target, like: TargetReport | None) -> Targ
     return TargetReport(
         target=target.name,
         gate=gate,
+        why=study.why if gate is study.must else "the default of FP16",
         here=False,
         candidates=(candidate,),
         chosen=0 if fit else None,

@@ -11,7 +11,8 @@ from typing import Literal
 Kind = Literal["chosen", "front", "other", "excluded"]
 
 _WIDTH, _HEIGHT = 760, 460
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 40, 56
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 62, 56
+_TITLE = 96
 _STYLES: dict[Kind, tuple[str, float]] = {
     "excluded": ("#b8b8b8", 3.5),
     "other": ("#7f9fbf", 4.0),
@@ -43,7 +44,7 @@ def draw(dots: Sequence[Dot], title: str) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif"'
         ' font-size="12">',
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
-        f'<text x="{_LEFT}" y="22" font-size="14">{escape(title)}</text>',
+        f'<text x="{_LEFT}" y="22" font-size="14">{escape(title[:_TITLE])}</text>',
         *_grid(frame, ratios, levels),
         *_front(frame, dots),
         *(_dot(frame, dot) for kind in _STYLES for dot in dots if dot.kind == kind),
@@ -129,7 +130,7 @@ def _dot(frame: _Frame, dot: Dot) -> str:
 def _legend() -> list[str]:
     parts = []
     for k, (kind, (colour, radius)) in enumerate(reversed(_STYLES.items())):
-        x = _WIDTH - _RIGHT - 330 + 85 * k
-        parts.append(f'<circle cx="{x}" cy="18" r="{radius}" fill="{colour}"/>')
-        parts.append(f'<text x="{x + 11}" y="22">{kind}</text>')
+        x = _LEFT + 8 + 90 * k
+        parts.append(f'<circle cx="{x}" cy="44" r="{radius}" fill="{colour}"/>')
+        parts.append(f'<text x="{x + 12}" y="48">{kind}</text>')
     return parts

@@ -67,7 +67,11 @@ class QuantiseRequest:
     """Names of `TARGETS`, the first is the main one; empty: this machine's."""
     budget_s: float = 600.0
     max_drop: float | None = None
-    """How much of the top-1 agreement with FP32 may be lost, 0..1; None: the default gates."""
+    """How much of the top-1 agreement with FP32 may be lost, 0..1: a gate at what is left."""
+    min_agreement: float | None = None
+    """A gate: the share of samples with FP32's first answer, 0..1."""
+    min_sqnr_db: float | None = None
+    """A gate: SQNR in dB. One or both of these replace the default gate."""
     threads: int = 1
     seed: int = 0
     keep_float: tuple[str, ...] = ()
@@ -159,22 +163,34 @@ def _check_model(facts: Facts, offer: Path) -> None:
         raise Rejected(f"{offer} is the model itself, and would be written over.", "Give another --out.")
 
 
-def gates(max_drop: float | None, contract: Contract, fit: int) -> tuple[Gate, Gate]:
-    """(what the search aims for, what must be reached), with `fit` samples to search with. Raises Rejected.
-
-    The search aims a little higher, an agreement by one standard error: the best of many candidates looks
-    better on the samples that chose it than on any others.
-    """
-    if contract.task in CLASSIFYING:
-        least = AGREEMENT if max_drop is None else 1 - max_drop
-        error = math.sqrt(least * (1 - least) / max(1, fit))
-        return Gate("agreement", min(1.0, least + error)), Gate("agreement", least)
-    if max_drop is not None:
+def gate_of(request: QuantiseRequest, contract: Contract, metadata: Mapping[str, str]) -> tuple[Gate, str]:
+    """The gate, and why it is that one. Raises Rejected."""
+    classifying = contract.task in CLASSIFYING
+    agreement = request.min_agreement if request.max_drop is None else 1 - request.max_drop
+    if agreement is not None and not classifying:
         raise Rejected(
-            f"--max-drop is about first answers, and a model for {contract.task!r} gives none.",
-            f"Without it the gate is an SQNR of {SQNR_DB:g} dB; `agent-ctl model evaluate` gates on labels.",
+            f"A model for {contract.task!r} gives no first answers that could agree.",
+            f"Give --min-sqnr; the default is {SQNR_DB:g} dB. `agent-ctl model evaluate` gates on labels.",
         )
-    return Gate("sqnr_db", SQNR_DB + _MARGIN_DB), Gate("sqnr_db", SQNR_DB)
+    if agreement is not None or request.min_sqnr_db is not None:
+        return Gate(agreement, request.min_sqnr_db), "as asked for"
+    if classifying and any("random weights" in value.lower() for value in metadata.values()):
+        return Gate(sqnr_db=SQNR_DB), "the default where weights are random: noise decides the first answers"
+    if classifying:
+        return Gate(agreement=AGREEMENT), "the default of classifications"
+    return Gate(sqnr_db=SQNR_DB), f"the default for {contract.task}"
+
+
+def aim_of(must: Gate, fit: int) -> Gate:
+    """What the search aims for with `fit` samples: a little more than what must be reached.
+
+    The best of many candidates looks better on the samples that chose it than on any others: by about one
+    standard error of an agreement.
+    """
+    agreement, sqnr_db = must.agreement, must.sqnr_db
+    if agreement is not None:
+        agreement = min(1.0, agreement + math.sqrt(agreement * (1 - agreement) / max(1, fit)))
+    return Gate(agreement, None if sqnr_db is None else sqnr_db + _MARGIN_DB)
 
 
 # --- what all candidates are held against
@@ -268,7 +284,7 @@ def _study(source: _Source, began: float) -> Study:
         progress("FP32 on the samples", 1, 1)
         return made
 
-    aim, must = gates(request.max_drop, contract, planned.fit)
+    must, why = gate_of(request, contract, source.inspection.facts.metadata)
     return Study(
         whole=whole,
         prepared=prepared,
@@ -282,8 +298,9 @@ def _study(source: _Source, began: float) -> Study:
         full_feeds=lambda count: list(source.full_feeds(bench().samples[:count])),
         ranges=lambda method: source.ranges(prepared, method, planned.calibrate),
         keep_float=tuple(name for name in names if name in request.keep_float),
-        aim=aim,
+        aim=aim_of(must, planned.fit),
         must=must,
+        why=why,
         float_plan=source.plan,
         work=work,
         key=source.key,

@@ -16,7 +16,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from edgeward_models.findings import Candidate, TargetReport
+from edgeward_models.findings import TargetReport
 from edgeward_models.graph import read_facts
 from edgeward_models.inspect import Inspection, sidecar_text
 from edgeward_models.quantise_report import SCHEMA, QuantiseReport, markdown, plot
@@ -61,13 +61,13 @@ def _offer(report: QuantiseReport, source: Inspection, samples: Path | None, out
     """Copy what is offered, and write the sidecar; returns what was written."""
     several = len(report.targets) > 1
     main = report.targets[0]
-    model = _placed(main.offered, out / f"{report.name}.onnx", report)
+    model = _placed(main, out, report)
     written = {"model": model}
     further = []
     for target in report.targets[1:]:
         if target.offered is None:
             continue
-        path = _placed(target.offered, out / f"{report.name}-{target.target}.onnx", report)
+        path = _placed(target, out, report)
         written[target.target] = path
         facts = read_facts(path)
         accuracy = _accuracy(target)
@@ -94,9 +94,12 @@ def _offer(report: QuantiseReport, source: Inspection, samples: Path | None, out
     return written
 
 
-def _placed(one: Candidate | None, path: Path, report: QuantiseReport) -> Path:
+def _placed(target: TargetReport, out: Path, report: QuantiseReport) -> Path:
+    one, name = target.offered, report.file(target)
     assert one is not None
     assert one.file is not None
+    assert name is not None
+    path = out / name
     if path.exists() and file_digest(path) == report.sha256:
         raise Rejected(f"{path} is the float model, and would be written over.", "Give another --out.")
     return _copied(one.file, path)

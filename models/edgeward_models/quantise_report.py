@@ -46,6 +46,12 @@ class QuantiseReport:
         """0 where every target has something on offer."""
         return DONE if all(one.offered is not None for one in self.targets) else NOT_OFFERED
 
+    def file(self, target: TargetReport) -> str | None:
+        """The name of what is offered for a target; nothing is where the first target has nothing."""
+        if target.offered is None or self.targets[0].offered is None:
+            return None
+        return f"{self.name}.onnx" if target is self.targets[0] else f"{self.name}-{target.target}.onnx"
+
     @property
     def conclusion(self) -> str:
         """A sentence for each target."""
@@ -67,7 +73,7 @@ class QuantiseReport:
                 "samples": {"origin": self.origin, "evidence": self.evidence, **asdict(self.effort)},
                 "machine": self.machine.plain(),
                 "threads": self.threads,
-                "targets": [_target(one) for one in self.targets],
+                "targets": [{"file": self.file(one), **_target(one)} for one in self.targets],
                 "exit": self.exit_code,
                 "took_s": round(self.took_s, 1),
             }
@@ -122,7 +128,9 @@ def advice(report: QuantiseReport) -> str:
     if near and report.evidence == "weak":
         return "Give --samples: on noise, calibration and accuracy mean little."
     if near:
-        return "Give more or better --samples, a larger --budget, or a gate that allows more (--max-drop)."
+        return (
+            "Give more or better --samples, a larger --budget, or a lower gate (--min-agreement, --min-sqnr)."
+        )
     return 'Deploy the float model, with float = "reason" in its sidecar, or quantise for another --target.'
 
 
@@ -208,17 +216,20 @@ def markdown(report: QuantiseReport) -> str:
         " tested; testing saw none of what the others did. Samples that are crops of the same few pictures"
         " depend on one another: the intervals are rather too narrow then.",
         "",
-        f"Latencies are paired with FP32's in one process, in turn, on {report.threads}"
-        f" thread{'s' if report.threads > 1 else ''}. Intervals are at 95 %.",
+        f"Latencies are paired with FP32's in one process, in turn, on {_threads(report.threads)}."
+        " Intervals are at 95 %.",
         "",
         *(f"- {what}: {value}" for what, value in lines(report.machine)),
     ]
     for target in report.targets:
-        text += ["", f"## {target.target}", "", f"Gate: {target.gate.says()}."]
+        text += ["", f"## {target.target}", "", f"Gate: {target.gate.says()} ({target.why})."]
         text += target.notes
         if target.unsupported:
             text.append(f"In float on this target: {', '.join(target.unsupported)}.")
         text += ["", *_markdown_table(COLUMNS, rows(target))]
+        offered = target.offered
+        if offered is not None and offered.measured.scheme.keep_float:
+            text += ["", f"In float in what is offered: {', '.join(offered.measured.scheme.keep_float)}."]
         if target.layers:
             most = [(str(x["name"]), f"{x['macs_share']:.1%}", decibels(x["sqnr_db"])) for x in target.layers]
             text += ["", "The most sensitive layers, each quantised alone:", ""]
@@ -240,7 +251,7 @@ def plot(report: QuantiseReport) -> str:
     target = next((one for one in report.targets if one.here), None)
     dots = [] if target is None else [d for k in range(len(target.candidates)) if (d := _dot(target, k))]
     where = report.name if target is None else f"{report.name} on {target.target}"
-    return draw(dots, f"{where}: {report.machine.cpu}, {report.threads} thread(s)")
+    return draw(dots, f"{where}: {report.machine.cpu}, {_threads(report.threads)}")
 
 
 def _dot(target: TargetReport, k: int) -> Dot | None:
@@ -262,6 +273,10 @@ def decibels(value: float | None) -> str:
     return "nothing left" if value == -math.inf else f"{value:.1f} dB"
 
 
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
+
+
 def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
@@ -274,7 +289,7 @@ def _target(target: TargetReport) -> Mapping[str, Any]:
     return {
         "target": target.target,
         "measured_here": target.here,
-        "gate": asdict(target.gate),
+        "gate": {**asdict(target.gate), "why": target.why},
         "conclusion": conclude(target),
         "chosen": target.chosen,
         "front": list(target.front),

@@ -1,7 +1,7 @@
 """What to try next, and what to take in the end: the search over quantisation schemes. Pure.
 
-    the target's schemes → other calibrations of the best → its most sensitive layers in float: 1, 2, 4, ...
-      → small steps around the fastest that passes, and around the best that nearly does
+    the target's base → its other calibrations → the target's other schemes → the most sensitive layers in
+      float: 1, 2, 4, ... → small steps around the fastest that passes, and around the best that nearly does
 
 Invariants: never more candidates than are left, never one twice; what is chosen was measured faster than
 FP32 and passed the gate; a candidate that may saturate on a processor of the target is never offered.
@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Literal, Protocol
+from typing import Protocol
 
 from edgeward_models.pareto import Point, front
 from edgeward_models.schemes import CALIBRATIONS, Scheme
@@ -76,25 +76,44 @@ class Measured:
 
 @dataclass(frozen=True)
 class Gate:
-    """What a candidate's accuracy must reach."""
+    """What a candidate's accuracy must reach: one figure, or both."""
 
-    figure: Literal["agreement", "sqnr_db"]
-    least: float
+    agreement: float | None = None
+    sqnr_db: float | None = None
 
     def passes(self, one: Measured) -> bool:
         """Excluded candidates and unknown figures never pass."""
-        value = getattr(one, self.figure)
-        return not one.excluded and value is not None and value >= self.least
+        return not one.excluded and self.shortfall(one) <= 0
+
+    def shortfall(self, one: Measured) -> float:
+        """How far the worse figure is from the gate, in bits (6 dB, or ten percent of all answers)."""
+        missing = [(self.agreement, one.agreement, 0.1), (self.sqnr_db, one.sqnr_db, 6.0)]
+        short = [
+            math.inf if value is None else (least - value) / unit
+            for least, value, unit in missing
+            if least is not None
+        ]
+        return max(short, default=0.0)
 
     def says(self) -> str:
         """The gate for people."""
-        return f"{_FIGURES[self.figure]} of at least {_number(self.figure, self.least)}"
+        parts = []
+        if self.agreement is not None:
+            parts.append(f"top-1 agreement with FP32 of at least {self.agreement:.3f}")
+        if self.sqnr_db is not None:
+            parts.append(f"SQNR of at least {self.sqnr_db:.1f} dB")
+        return " and ".join(parts) or "none"
 
     def lacks(self, one: Measured) -> str:
-        """How far a candidate is from it."""
-        value = getattr(one, self.figure)
-        figure = "no figure" if value is None else _number(self.figure, value)
-        return f"{_FIGURES[self.figure]} {figure}, where {_number(self.figure, self.least)} is needed"
+        """What a candidate has, where it is short of the gate."""
+        parts = []
+        if self.agreement is not None and (one.agreement is None or one.agreement < self.agreement):
+            has = "unknown" if one.agreement is None else f"{one.agreement:.3f}"
+            parts.append(f"top-1 agreement with FP32 {has}, where {self.agreement:.3f} is needed")
+        if self.sqnr_db is not None and (one.sqnr_db is None or one.sqnr_db < self.sqnr_db):
+            has = "unknown" if one.sqnr_db is None else f"{one.sqnr_db:.1f} dB"
+            parts.append(f"SQNR {has}, where {self.sqnr_db:.1f} dB is needed")
+        return "; ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -167,7 +186,7 @@ def choose(measured: Sequence[Measured], gate: Gate) -> int | None:
 def nearest(measured: Sequence[Measured], gate: Gate) -> int | None:
     """Where nothing passes: the index of the most accurate candidate that is faster than FP32."""
     fit = [k for k, one in enumerate(measured) if one.faster]
-    return max(fit, key=lambda k: (_figure(measured[k], gate), _db(measured[k])), default=None)
+    return max(fit, key=lambda k: (-gate.shortfall(measured[k]), _db(measured[k])), default=None)
 
 
 def front_of(measured: Sequence[Measured]) -> list[int]:
@@ -183,6 +202,10 @@ def root(space: Space, measured: Sequence[Measured]) -> Scheme | None:
 
 
 # --- the stages, each of them everything that it would try, the most promising first
+
+
+def _base(space: Space, measured: Sequence[Measured]) -> Iterator[Scheme]:
+    yield from islice(_schemes(space, measured), 1)
 
 
 def _schemes(space: Space, measured: Sequence[Measured]) -> Iterator[Scheme]:
@@ -234,8 +257,9 @@ def _steps(space: Space, measured: Sequence[Measured]) -> Iterator[Scheme]:
 
 
 _STAGES: tuple[Callable[[Space, Sequence[Measured]], Iterator[Scheme]], ...] = (
-    _schemes,
+    _base,
     _calibrations,
+    _schemes,
     _fronts,
     _steps,
 )
@@ -275,7 +299,7 @@ def _nearly(space: Space, measured: Sequence[Measured], chosen: Measured | None)
     limit = 1.0 if chosen is None else _ratio(chosen)
     members = [measured[k] for k in front_of(measured)]
     open_ones = [one for one in members if one.faster and not space.gate.passes(one) and _ratio(one) < limit]
-    return sorted(open_ones, key=lambda one: _figure(one, space.gate), reverse=True)[:2]
+    return sorted(open_ones, key=space.gate.shortfall)[:2]
 
 
 def _idle(gate: Gate, measured: Sequence[Measured]) -> int:
@@ -372,21 +396,6 @@ def _density(layer: Ranked) -> float:
 
 
 # --- figures
-
-
-_FIGURES = {
-    "agreement": "top-1 agreement with FP32",
-    "sqnr_db": "SQNR",
-}
-
-
-def _number(figure: str, value: float) -> str:
-    return f"{value:.1f} dB" if figure == "sqnr_db" else f"{value:.3f}"
-
-
-def _figure(one: Measured, gate: Gate) -> float:
-    value: float | None = getattr(one, gate.figure)
-    return -math.inf if value is None else value
 
 
 def _db(one: Measured) -> float:

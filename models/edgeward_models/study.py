@@ -52,6 +52,8 @@ class Study:
     """What the search tries to reach."""
     must: Gate
     """What must be reached."""
+    why: str
+    """Why that."""
     float_plan: Plan
     """How FP32 runs here."""
     work: Workspace

@@ -50,13 +50,11 @@ outcomes = st.builds(
     ratio_high=st.none() | st.floats(0.01, 3),
     excluded=st.sampled_from(["", "", "", "It does not load."]),
 )
-gates = st.builds(Gate, st.just("sqnr_db"), st.floats(0, 40)) | st.builds(
-    Gate, st.just("agreement"), st.floats(0, 1)
-)
+gates = st.builds(Gate, st.none() | st.floats(0, 1), st.none() | st.floats(0, 40))
 layer_lists = st.lists(st.tuples(st.floats(0, 1), st.floats(-10, 90)), max_size=20).map(
     lambda rows: tuple(Layer(f"n{k}", *row) for k, row in enumerate(rows))
 )
-GATE = Gate("sqnr_db", 20.0)
+GATE = Gate(sqnr_db=20.0)
 
 
 def search(
@@ -154,7 +152,7 @@ NETWORK = tuple(
 
 
 def test_it_finds_the_sensitive_front_of_a_network() -> None:
-    space = Space(TARGETS["x86-64"].schemes[:1], Gate("sqnr_db", 21.0))
+    space = Space(TARGETS["x86-64"].schemes[:1], Gate(sqnr_db=21.0))
     measured = search(space, additive(NETWORK), 40, NETWORK)
     k = choose(measured, space.gate)
     assert k is not None
@@ -174,7 +172,7 @@ def test_the_base_comes_first_then_calibrations_then_layers() -> None:
     first = next_candidates(space, [], 10)
     assert first == (Scheme("static"),)
     measured = [additive(NETWORK)(first[0])]
-    second = next_candidates(space, measured, 10)
+    second = next_candidates(replace(space, schemes=TARGETS["x86-64"].schemes), measured, 10)
     assert {scheme.calibration for scheme in second} == {"percentile", "entropy"}
     measured += [additive(NETWORK)(scheme) for scheme in second]
     assert next_candidates(space, measured, 10) == ()
@@ -234,13 +232,20 @@ def test_what_may_saturate_somewhere_in_the_fleet_needs_a_proof(hints: TargetHin
 
 
 def test_a_gate_says_what_is_lacking() -> None:
-    gate = Gate("agreement", 0.9)
-    one = Measured(Scheme("static"), 12.0, 0.85, 0.5)
+    gate = Gate(0.9, 15.0)
+    one = Measured(Scheme("static"), 16.0, 0.85, 0.5)
     assert not gate.passes(one)
     assert gate.lacks(one) == "top-1 agreement with FP32 0.850, where 0.900 is needed"
-    assert gate.says() == "top-1 agreement with FP32 of at least 0.900"
-    assert "no figure" in GATE.lacks(Measured(Scheme("static")))
-    assert not GATE.passes(replace(one, excluded="It does not load."))
+    assert gate.says() == "top-1 agreement with FP32 of at least 0.900 and SQNR of at least 15.0 dB"
+    assert gate.passes(replace(one, agreement=0.9))
+    assert gate.lacks(replace(one, agreement=0.9)) == ""
+    assert "unknown" in GATE.lacks(Measured(Scheme("static")))
+    assert not Gate().passes(replace(one, excluded="It does not load."))
+
+
+@given(outcomes, gates)
+def test_a_gate_lacks_something_where_it_does_not_pass(one: Measured, gate: Gate) -> None:
+    assert gate.passes(one) == (not one.excluded and not gate.lacks(one))
 
 
 def _subsets(names: list[str], most: int) -> list[tuple[str, ...]]:

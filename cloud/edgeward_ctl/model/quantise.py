@@ -35,9 +35,14 @@ def command(
     max_drop: Annotated[
         float | None,
         typer.Option(
-            help="How much top-1 agreement with FP32 may be lost, e.g. 0.01.",
-            show_default="agreement 0.90, SQNR 15 dB",
+            help="Gate: how much top-1 agreement with FP32 may be lost, e.g. 0.01.", show_default="0.10"
         ),
+    ] = None,
+    min_agreement: Annotated[
+        float | None, typer.Option(help="Gate: the top-1 agreement with FP32.", show_default="0.90")
+    ] = None,
+    min_sqnr: Annotated[
+        float | None, typer.Option(help="Gate: SQNR in dB.", show_default="15 where nothing is classified")
     ] = None,
     keep_float: Annotated[
         list[str] | None, typer.Option(metavar="NODE", help="A node that stays in float; repeat it.")
@@ -69,6 +74,8 @@ def command(
         targets=tuple(target or ()),
         budget_s=checked.seconds(budget),
         max_drop=max_drop,
+        min_agreement=min_agreement,
+        min_sqnr_db=min_sqnr,
         threads=threads,
         seed=seed,
         keep_float=tuple(keep_float or ()),
