@@ -116,7 +116,9 @@ def command(
 def _print(report: ExportReport) -> None:
     from edgeward_ctl import screen
 
-    screen.out().print(screen.table(("", ""), _lines(report)))
+    made = screen.table(("", ""), _lines(report))
+    made.show_header = False
+    screen.out().print(made)
     if not report.passed:
         screen.say(f"failed: {report.verification.failure}")
         screen.say(f"next: {report.advice}")

@@ -21,6 +21,7 @@ from typing import Any
 from edgeward_models.export import archives
 from edgeward_models.export.archives import Kind, kind_of, refuse_untrusted
 from edgeward_models.export.faults import code_fault
+from edgeward_models.export.publish import check_out
 from edgeward_models.export.report import ExportOptions, ExportReport
 from edgeward_models.progress import Progress, silent
 from edgeward_wire.errors import Rejected
@@ -51,6 +52,7 @@ def export_source(
         Unavailable: a file cannot be read or written.
     """
     options = options or ExportOptions()
+    check_out(out)
     with _libraries():
         named = _CALLABLE.fullmatch(source)
         if named and not Path(source).exists():

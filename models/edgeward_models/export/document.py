@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,24 @@ from edgeward_wire.errors import Rejected
 PROVENANCE_KEY = "edgeward.export"
 
 
-def finish(raw: Path, out: Path, declared: Mapping[str, Any], provenance: Mapping[str, str]) -> Facts:
+Observed = Sequence[tuple[int, Mapping[str, tuple[int, ...]]]]
+"""For each run its batch, and the shape that each output had."""
+_DATA_SHAPED = frozenset({"NonZero", "NonMaxSuppression", "Unique", "Compress", "Loop", "If", "Scan"})
+"""With one of these an output's length may follow from the values that go in."""
+
+
+def finish(
+    raw: Path,
+    out: Path,
+    declared: Mapping[str, Any],
+    provenance: Mapping[str, str],
+    observed: Observed = (),
+) -> Facts:
     """Write `raw` as a clean file at `out`. Raises NotExported when it cannot be one."""
     try:
         model = onnx.load(str(raw), load_external_data=False)
         clean(model)
+        settle_outputs(model, observed)
         describe(model, declared, provenance)
         onnx.save(model, str(raw))
         whole = embed_external_data(read_facts(raw), out.parent)
@@ -64,6 +77,26 @@ def clean(model: onnx.ModelProto) -> None:
             item.doc_string = ""
             if hasattr(item, "metadata_props"):  # since onnx 1.17
                 del item.metadata_props[:]
+
+
+def settle_outputs(model: onnx.ModelProto, observed: Observed) -> None:
+    """Say the lengths that the exporter lost: those that were the same, or the batch, in all runs."""
+    if any(node.op_type in _DATA_SHAPED for graph in _graphs(model) for node in graph.node):
+        return
+    several = len({batch for batch, _ in observed}) > 1
+    for value in model.graph.output:
+        dims = value.type.tensor_type.shape.dim
+        runs = [(batch, shapes[value.name]) for batch, shapes in observed if value.name in shapes]
+        if not runs or any(len(shape) != len(dims) for _, shape in runs):
+            continue
+        for axis, dim in enumerate(dims):
+            lengths = {shape[axis] for _, shape in runs}
+            if dim.HasField("dim_value"):
+                continue
+            if len(lengths) == 1:
+                dim.dim_value = lengths.pop()
+            elif several and all(shape[axis] == batch for batch, shape in runs):
+                dim.dim_param = "batch"
 
 
 def describe(model: onnx.ModelProto, declared: Mapping[str, Any], provenance: Mapping[str, str]) -> None:

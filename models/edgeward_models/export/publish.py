@@ -64,8 +64,7 @@ def publish(subject: Subject, out: Path, options: ExportOptions, progress: Progr
         Rejected: no exporter can write the model; says why and what to do.
         Unavailable: the disk.
     """
-    if out.suffix != ".onnx" or out.is_dir():
-        raise Rejected(f"{out} cannot be the name of the file.", "Name a file that ends in .onnx.")
+    check_out(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as scratch:
@@ -75,6 +74,12 @@ def publish(subject: Subject, out: Path, options: ExportOptions, progress: Progr
             f"{out} cannot be written: {error.strerror or error}.",
             "Is the disk full, or the place read-only?",
         ) from error
+
+
+def check_out(out: Path) -> None:
+    """Raises Rejected for what cannot be the file's name."""
+    if out.suffix != ".onnx" or out.is_dir():
+        raise Rejected(f"{out} cannot be the name of the file.", "Name a file that ends in .onnx.")
 
 
 def _publish(
@@ -133,7 +138,12 @@ def _make(
     raw, file = scratch / "raw.onnx", scratch / "model.onnx"
     notes = tuple(candidate.make(raw))
     provenance = {"exporter": candidate.exporter, "source": subject.source, **subject.versions}
-    facts = finish(raw, file, declared, provenance)
+    observed = [
+        (trial.batch, {name: array.shape for name, array in step.expected.items()})
+        for trial in subject.trials
+        for step in trial.steps
+    ]
+    facts = finish(raw, file, declared, provenance, observed)
     verification = verify(
         file,
         subject.trials,

@@ -154,11 +154,12 @@ def parse_states(texts: Sequence[str]) -> dict[str, str]:
 
 def parse_task(text: str | None) -> Task | None:
     """A task by its name. Raises Rejected."""
-    known: tuple[Task, ...] = get_args(Task)
-    found = next((task for task in known if task == text), None)
-    if text is not None and found is None:
+    if text is None:
+        return None
+    known: dict[str, Task] = {task: task for task in get_args(Task)}
+    if text not in known:
         raise Rejected(f"The task {text[:64]!r} is not known.", f"Known are: {', '.join(known)}.")
-    return found
+    return known[text]
 
 
 def _finite(value: Any) -> Any:

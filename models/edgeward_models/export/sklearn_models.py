@@ -196,7 +196,9 @@ def _reference(estimator: Any, kind: _Kind, rows: Array) -> Step:
     try:
         with _hushed():
             for name, method in kind.outputs.items():
-                expected[name] = _shaped(estimator, kind, name, np.asarray(getattr(estimator, method)(table)))
+                answer = getattr(estimator, method)(table)
+                dense = answer.toarray() if hasattr(answer, "toarray") else answer
+                expected[name] = _shaped(estimator, kind, name, np.asarray(dense))
             predicted = np.asarray(estimator.predict(table)) if kind.classifier else None
     except Exception as error:  # a step of somebody else's pipeline raises what it likes
         raise Rejected(
@@ -222,8 +224,6 @@ def _table(estimator: Any, rows: Array) -> Any:
 
 
 def _shaped(estimator: Any, kind: _Kind, name: str, answer: Array) -> Array:
-    if hasattr(answer, "toarray"):
-        answer = answer.toarray()
     if kind.classifier and answer.ndim == 1:  # of two classes only the second one's score
         return np.stack([-answer, answer], axis=1)
     if answer.ndim == 1 and not (name == "label" and not base.is_outlier_detector(estimator)):

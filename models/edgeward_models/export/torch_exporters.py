@@ -168,7 +168,7 @@ def _compiled(module: torch.nn.Module) -> Any:
 
 def _lost_branches(caught: Sequence[warnings.WarningMessage]) -> list[str]:
     """Where tracing took one way of several, outside of PyTorch itself."""
-    home = str(Path(torch.__file__).parent)
+    home = str(Path(str(torch.__file__)).parent)
     found = {
         f"{Path(one.filename).name}:{one.lineno}": None
         for one in caught
