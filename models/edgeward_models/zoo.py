@@ -12,10 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from edgeward_models.progress import Progress, silent
 from edgeward_wire.errors import Rejected, Unavailable
+
+if TYPE_CHECKING:
+    from edgeward_models.quantise_report import QuantiseReport
 
 _PACKAGE = "edgeward_zoo"
 
@@ -30,6 +33,8 @@ class Built:
     """All of them, these two included."""
     notes: tuple[str, ...] = ()
     """What whoever built it should know."""
+    original: Path | None = None
+    """The float file that an INT8 `model` was made from, where that was made as well."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,15 @@ RECIPES: dict[str, Entry] = {
             "distilhubert",
         ),
         Entry(
+            "efficientnet-lite0",
+            "EfficientNet-Lite0, ImageNet, INT8",
+            "classification",
+            "Apache-2.0",
+            "trained",
+            "",
+            "efficientnet_lite0",
+        ),
+        Entry(
             "silero-vad",
             "Silero VAD, 16 kHz",
             "vad",
@@ -87,6 +101,15 @@ RECIPES: dict[str, Entry] = {
             "trained",
             "the package's wheel or its .onnx",
             "silero_vad",
+        ),
+        Entry(
+            "digits-forest",
+            "Handwritten digits, random forest",
+            "classification",
+            "Apache-2.0",
+            "trained here",
+            "",
+            "digits_forest",
         ),
     )
 }
@@ -112,13 +135,43 @@ def build_files(name: str, out: Path, *, weights: Path | None = None, progress: 
         raise Rejected(f"The zoo has no model {name!r}.", f"It has: {', '.join(RECIPES)}.")
     if weights is not None and not entry.takes:
         raise Rejected(f"{name} takes no weights.", "Build it without --weights.")
-    recipe: Callable[..., Built] = _recipe(entry.recipe).build
+    make: Callable[..., Built] = recipe(entry.recipe).build
     try:
         out.mkdir(parents=True, exist_ok=True)
-        return recipe(out, weights=weights, progress=progress)
+        return make(out, weights=weights, progress=progress)
     except OSError as error:
         where = error.filename or out
         raise Unavailable(f"{where} cannot be read or written: {error.strerror or error}.") from error
+
+
+def quantised(
+    name: str,
+    out: Path,
+    *,
+    weights: Path | None = None,
+    samples: Path | None = None,
+    budget_s: float = 600.0,
+    progress: Progress = silent,
+) -> QuantiseReport:
+    """Build a float model into `out`/float and quantise it for this machine into `out`.
+
+    A second run goes on where the first one ended.
+
+    Raises:
+        Rejected: as `build_files`; or the model is INT8 already, or has nothing to quantise.
+        Unavailable: as `build_files`.
+    """
+    from edgeward_models.quantise import QuantiseRequest, quantise_model
+
+    built = build_files(name, out / "float", weights=weights, progress=progress)
+    request = QuantiseRequest(
+        built.original or built.model,
+        sidecar=built.sidecar,
+        flags={"precision": "fp32"},
+        samples=samples,
+        budget_s=budget_s,
+    )
+    return quantise_model(request, out, progress)
 
 
 def directory() -> Path:
@@ -134,7 +187,7 @@ def directory() -> Path:
     raise Unavailable("The zoo's recipes are not installed.", "Install edgeward again, or use a checkout.")
 
 
-def _recipe(module: str) -> ModuleType:
+def recipe(module: str) -> ModuleType:
     """The recipes import one another relatively, so they get a package's name wherever they lie."""
     if _PACKAGE not in sys.modules:
         package = ModuleType(_PACKAGE)

@@ -22,7 +22,6 @@ from . import forward, sidecars, states
 from .forward import Array
 from .graphs import (
     Graph,
-    Parameters,
     Value,
     add,
     around,
@@ -60,16 +59,15 @@ def build(out: Path, *, weights: Path | None = None, progress: Progress = silent
         NAME, weights, prefixes=("hubert.",), ignore=("masked_spec_embed",), renamed=_WEIGHT_NORM
     )
     about = f"DistilHuBERT, {states.origin(weights)}"
-    model = network(name, about, parameters, progress)
+    model = network(Graph(name, parameters, progress, CONVOLUTIONS), about)
     states.finish(parameters)
     path = out / f"{name}.onnx"
     save(model, path)
     return sidecars.listener(path, about, rate=RATE, window=WINDOW, trained=weights is not None)
 
 
-def network(name: str, about: str, parameters: Parameters, progress: Progress = silent) -> onnx.ModelProto:
+def network(graph: Graph, about: str) -> onnx.ModelProto:
     """`audio` (1, 16000) to `features` (1, 49, 768)."""
-    graph = Graph(name, parameters, progress, CONVOLUTIONS)
     x, steps = _extractor(graph, graph.input("audio", (1, WINDOW), chirps()))
     x = transpose(graph, x, "feature_extractor", (0, 2, 1))
     x = _linear(graph, x, "feature_projection.projection", CHANNELS, WIDTH)

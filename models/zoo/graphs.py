@@ -89,6 +89,8 @@ class Graph:
         self._constants: dict[str, onnx.TensorProto] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
         self._names: Counter[str] = Counter()
+        self.results: dict[str, Array | None] = {}
+        """What the outputs are on the probe, once the model is made."""
 
     def input(self, name: str, shape: Shape, probe: Array | None) -> Value:
         """A float32 input; `probe` is only used where weights are drawn."""
@@ -135,6 +137,7 @@ class Graph:
 
     def model(self, outputs: Mapping[str, tuple[Value, Shape]], about: str) -> onnx.ModelProto:
         """The checked model; `about` says what it is to whoever opens it."""
+        self.results = {name: value.array for name, (value, _) in outputs.items()}
         renamed = {value.name: name for name, (value, _) in outputs.items()}
         for node in self._nodes:
             for names in (node.input, node.output):

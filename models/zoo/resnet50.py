@@ -18,7 +18,6 @@ from edgeward_models.zoo import Built
 from . import forward, sidecars, states
 from .graphs import (
     Graph,
-    Parameters,
     Value,
     add,
     batch_norm,
@@ -48,16 +47,15 @@ def build(out: Path, *, weights: Path | None = None, progress: Progress = silent
     """
     name, parameters = states.parameters(NAME, weights)
     about = f"ResNet-50, {states.origin(weights)}"
-    model = network(name, about, parameters, progress)
+    model = network(Graph(name, parameters, progress, CONVOLUTIONS), about)
     states.finish(parameters)
     path = out / f"{name}.onnx"
     save(model, path)
     return sidecars.classifier(path, about, trained=weights is not None)
 
 
-def network(name: str, about: str, parameters: Parameters, progress: Progress = silent) -> onnx.ModelProto:
+def network(graph: Graph, about: str) -> onnx.ModelProto:
     """`image` (batch, 3, 224, 224) to `logits` (batch, 1000)."""
-    graph = Graph(name, parameters, progress, CONVOLUTIONS)
     spread = np.array(sidecars.IMAGENET_SPREAD)[:, None, None]
     mean = np.array(sidecars.IMAGENET_MEAN)[:, None, None]
     probe = (photographs(PROBE_SIZE) - mean) / spread

@@ -22,7 +22,6 @@ from . import forward, sidecars, states
 from .forward import Array
 from .graphs import (
     Graph,
-    Parameters,
     Value,
     add,
     around,
@@ -56,16 +55,15 @@ def build(out: Path, *, weights: Path | None = None, progress: Progress = silent
     """
     name, parameters = states.parameters(NAME, weights)
     about = f"YOLOv8-s, {states.origin(weights)}"
-    model = network(name, about, parameters, progress)
+    model = network(Graph(name, parameters, progress, CONVOLUTIONS), about)
     states.finish(parameters)
     path = out / f"{name}.onnx"
     save(model, path)
     return sidecars.detector(path, about, size=SIZE, trained=weights is not None)
 
 
-def network(name: str, about: str, parameters: Parameters, progress: Progress = silent) -> onnx.ModelProto:
+def network(graph: Graph, about: str) -> onnx.ModelProto:
     """`images` (1, 3, 640, 640) to `output0` (1, 84, 8400)."""
-    graph = Graph(name, parameters, progress, CONVOLUTIONS)
     images = graph.input("images", (1, 3, SIZE, SIZE), photographs(PROBE_SIZE))
     levels = _neck(graph, _backbone(graph, images))
     outputs = [_outputs(graph, level, k) for k, level in enumerate(levels)]

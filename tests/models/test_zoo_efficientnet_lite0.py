@@ -5,7 +5,6 @@ Only the tests marked `torch` need PyTorch; those of the graph need onnx; the re
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -19,29 +18,33 @@ pytest.importorskip("onnxruntime")
 
 import numpy as np
 
+from edgeward_models import zoo
+from edgeward_runtime import golden, images
+from edgeward_runtime.contract_guess import guess
+from edgeward_runtime.preprocess import Preprocess
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     tomllib = pytest.importorskip("tomli")
 
-ZOO = Path(__file__).resolve().parents[2] / "models" / "zoo"
+recipe: ModuleType = zoo.recipe("efficientnet_lite0")
+
+ZOO = zoo.directory()
 SHIPPED = ZOO / "efficientnet-lite0.onnx"
 SIDECAR: dict[str, Any] = tomllib.loads((ZOO / "efficientnet-lite0.toml").read_text(encoding="utf-8"))
 EXPECTED: dict[str, Any] = tomllib.loads((ZOO / "pictures" / "expected.toml").read_text(encoding="utf-8"))
 LABELS = (ZOO / "imagenet-labels.txt").read_text(encoding="utf-8").splitlines()
+CONTRACT = guess(SHIPPED).complete().contract
 
 
-def load_recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("zoo_efficientnet_lite0", ZOO / "efficientnet_lite0.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def feed(picture: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """A picture as the device prepares it."""
+    return {"image": Preprocess(CONTRACT.source)(images.decode(picture.read_bytes())).copy()}
 
 
-recipe = load_recipe()
+def feeds() -> list[dict[str, np.ndarray[Any, Any]]]:
+    return [feed(path) for path in golden.find_pictures(ZOO / "pictures")]
 
 
 def quantised_weights(model: Any) -> dict[str, np.ndarray[Any, Any]]:
@@ -76,45 +79,33 @@ def convolution_macs(model: Any) -> dict[str, int]:
 
 
 def test_the_file_has_the_contract_of_its_sidecar() -> None:
-    session = recipe.session(SHIPPED)
-    assert session.get_providers() == ["CPUExecutionProvider"]
-    [image], [logits] = session.get_inputs(), session.get_outputs()
     declared = SIDECAR["inputs"]["image"]
-    assert (image.name, image.type) == ("image", "tensor(float)")
-    assert image.shape == ["batch", 3, declared["height"], declared["width"]]
-    assert (logits.name, logits.shape) == ("logits", ["batch", len(LABELS)])
+    [image], [logits] = CONTRACT.inputs, CONTRACT.outputs
+    assert (image.name, image.dtype) == ("image", "float32")
+    assert image.shape == ("batch", 3, declared["height"], declared["width"])
+    assert (logits.name, logits.shape) == ("logits", ("batch", len(LABELS)))
     assert list(SIDECAR["outputs"]) == ["logits"]
     assert len(set(LABELS)) == 1000
-
-
-def test_the_recipe_preprocesses_as_the_sidecar_declares() -> None:
-    declared = SIDECAR["inputs"]["image"]
-    assert (declared["width"], declared["resize_to"]) == (recipe.SIZE, recipe.RESIZE_TO)
-    assert declared["scale"] == [1 / recipe.SPREAD] * 3
-    assert declared["bias"] == [-recipe.MEAN / recipe.SPREAD] * 3
-    assert (declared["colour"], declared["resize"]) == ("rgb", "shorter_side")
-    assert (declared["interpolation"], declared["crop"], declared["layout"]) == ("cubic", "center", "nchw")
 
 
 @pytest.mark.parametrize("optimise", [True, False], ids=["optimised", "exact"])
 @pytest.mark.parametrize("picture", sorted(EXPECTED))
 def test_pictures_get_their_labels(picture: str, optimise: bool) -> None:
-    image = recipe.preprocess(recipe.read_picture(ZOO / "pictures" / picture))
-    guess = int(recipe.logits(SHIPPED, [image], optimise=optimise)[0].argmax())
-    assert guess in EXPECTED[picture]["classes"], LABELS[guess]
+    answer = int(recipe.logits(SHIPPED, [feed(ZOO / "pictures" / picture)], optimise=optimise)[0].argmax())
+    assert answer in EXPECTED[picture]["classes"], LABELS[answer]
     assert LABELS[EXPECTED[picture]["classes"][0]] == EXPECTED[picture]["label"]
 
 
 def test_a_batch_gives_what_single_pictures_give() -> None:
-    images = [recipe.preprocess(picture) for picture in recipe.read_pictures()]
-    together = recipe.session(SHIPPED).run(["logits"], {"image": np.concatenate(images)})[0]
-    np.testing.assert_allclose(together, recipe.logits(SHIPPED, images), atol=1e-4)
+    single = feeds()
+    together = recipe.logits(SHIPPED, [{"image": np.concatenate([one["image"] for one in single])}])
+    np.testing.assert_allclose(together, recipe.logits(SHIPPED, single), atol=1e-4)
 
 
 def test_this_machine_computes_what_the_file_says() -> None:
     """The parity gate of a device, cosine >= 0.99: a saturating kernel gives 0.95 here."""
-    images = [recipe.preprocess(picture) for picture in recipe.read_pictures()]
-    fast, exact = recipe.logits(SHIPPED, images), recipe.logits(SHIPPED, images, optimise=False)
+    single = feeds()
+    fast, exact = recipe.logits(SHIPPED, single), recipe.logits(SHIPPED, single, optimise=False)
     lengths = np.linalg.norm(fast, axis=1) * np.linalg.norm(exact, axis=1)
     assert ((fast * exact).sum(axis=1) / lengths).min() >= 0.99
 
@@ -149,35 +140,25 @@ def test_the_file_tells_nothing_of_the_machine_that_made_it() -> None:
 # --- the recipe ---------------------------------------------------------------------------------------------
 
 
-def test_calibration_and_measurement_share_no_pixel() -> None:
-    for picture in recipe.read_pictures():
-        first, second = recipe.halves(picture)
-        assert not np.shares_memory(first, second)
-        assert first.size + second.size == picture.size
-
-
-def test_scales_keep_pairs_within_bounds_and_use_the_room() -> None:
-    weights = np.array([[1.0, 1.0, 0.0], [1.0, -1.0, 1.0], [0.0, 0.0, 0.0]])[:, :, None, None]
-    scales = recipe.saturation_free_scales(weights)
-    np.testing.assert_allclose(scales, [2 / 127, 1 / 127, 1e-8])
-
-
-@pytest.mark.parametrize(("successes", "low", "high"), [(0, 0.0, 0.278), (5, 0.237, 0.763), (10, 0.722, 1.0)])
-def test_wilson(successes: int, low: float, high: float) -> None:
-    assert recipe.wilson(successes, 10) == pytest.approx((low, high), abs=1e-3)
+def test_without_pytorch_the_shipped_file_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "PACKAGES", ("no_such_package",))
+    built = zoo.build_files("efficientnet-lite0", tmp_path)
+    assert built.model.read_bytes() == SHIPPED.read_bytes()
+    assert "shipped" in built.notes[0]
+    assert guess(built.model).complete().precision == "int8"
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(FP32, INT8), by the recipe."""
-    pytest.importorskip("torch")
-    pytest.importorskip("efficientnet_lite_pytorch")
-    paths: tuple[Path, Path] = recipe.build(tmp_path_factory.mktemp("zoo"))
-    return paths
+    for package in recipe.PACKAGES:
+        pytest.importorskip(package)
+    made = zoo.build_files("efficientnet-lite0", tmp_path_factory.mktemp("zoo"))
+    assert made.original is not None
+    return made.original, made.model
 
 
 @pytest.mark.torch
-@pytest.mark.filterwarnings("ignore")  # the exporter's and the quantiser's own
 def test_the_recipe_makes_the_shipped_file(built: tuple[Path, Path]) -> None:
     """The same bytes; on another CPU a range may round the other way: then the same graph and answers."""
     if built[1].read_bytes() == SHIPPED.read_bytes():
@@ -189,26 +170,22 @@ def test_the_recipe_makes_the_shipped_file(built: tuple[Path, Path]) -> None:
         assert one.name == other.name
         a, b = onnx.numpy_helper.to_array(one), onnx.numpy_helper.to_array(other)
         np.testing.assert_allclose(a.astype(float), b.astype(float), rtol=0.01, atol=1)
-    images = recipe.evaluation_crops(recipe.read_pictures(), 90)
-    results = [recipe.logits(path, images, optimise=False) for path in (built[1], SHIPPED)]
+    crops = recipe.evaluation_crops(90)
+    results = [recipe.logits(path, crops, optimise=False) for path in (built[1], SHIPPED)]
     assert recipe.sqnr_db(*results) > 30
 
 
 @pytest.mark.torch
-@pytest.mark.filterwarnings("ignore")
 def test_accuracy_is_as_recorded(built: tuple[Path, Path]) -> None:
-    images = recipe.evaluation_crops(recipe.read_pictures(), 360)
-    reference, result = recipe.logits(built[0], images), recipe.logits(SHIPPED, images)
-    agreement = float((reference.argmax(axis=1) == result.argmax(axis=1)).mean())
+    found = recipe.measure(built[0], SHIPPED, recipe.evaluation_crops(360))
     recorded = SIDECAR["accuracy"]
-    assert agreement >= recipe.wilson(round(recorded["top1_agreement_fp32"] * 360), 360)[0]
-    assert recipe.sqnr_db(reference, result) >= recorded["sqnr_db"] - 1
-    assert agreement >= 0.9
+    assert found.agreement >= recipe.wilson(round(recorded["top1_agreement_fp32"] * 360), 360)[0]
+    assert found.sqnr_db >= recorded["sqnr_db"] - 1
+    assert found.agreement >= 0.9
 
 
 @pytest.mark.torch
-@pytest.mark.filterwarnings("ignore")
 def test_the_float_model_is_right_on_the_expected_pictures(built: tuple[Path, Path]) -> None:
     for name, entry in EXPECTED.items():
-        image = recipe.preprocess(recipe.read_picture(ZOO / "pictures" / name))
-        assert int(recipe.logits(built[0], [image])[0].argmax()) == entry["classes"][0], name
+        answer = int(recipe.logits(built[0], [feed(ZOO / "pictures" / name)])[0].argmax())
+        assert answer == entry["classes"][0], name
