@@ -20,8 +20,6 @@ from typing import Any
 from edgeward_models import evaluation
 from edgeward_models.answers import CLASSIFYING, reading
 from edgeward_models.evaluation import Evaluation, Gate, Row, Subject
-from edgeward_models.graph import Facts, embed_external_data, read_facts
-from edgeward_models.inspect import Inspection, inspect_model
 from edgeward_models.items import Item, LabelledSet, Sample
 from edgeward_models.labelled import open_labelled
 from edgeward_models.layers import Layers, layer_sqnr
@@ -30,9 +28,9 @@ from edgeward_models.passes import Pass, Runner
 from edgeward_models.progress import Progress, silent
 from edgeward_models.samples import MAX_COUNT, Feeds, Samples, open_samples
 from edgeward_models.similarity import cosine
+from edgeward_models.subjects import Asked, open_subjects
 from edgeward_models.tallies import tally
 from edgeward_runtime import golden, resources
-from edgeward_runtime.contract_guess import Guess
 from edgeward_runtime.labels import read_labels
 from edgeward_runtime.parity import gate as parity_gate
 from edgeward_runtime.ports import constants, initial_states
@@ -55,12 +53,15 @@ class EvaluateRequest:
     """What to evaluate, and on what."""
 
     model: Path
+    """An ONNX file, a directory with one and its sidecar, or a bundle."""
     against: Path | None = None
-    """The float original; None: the FP32 variant that the sidecar names, if it does."""
+    """The float original; None: the FP32 variant of the sidecar or bundle, if there is one."""
     sidecar: Path | None = None
     """None: the one beside the model, else the one beside `against`."""
     flags: Mapping[str, Any] = field(default_factory=dict)
     """Has the sidecar's shape and wins over it."""
+    variant: str | None = None
+    """None: of a bundle the INT8 one for a machine like this, of a sidecar the file itself."""
     data: Path | None = None
     """Labelled: see `labelled`."""
     pictures: Path | None = None
@@ -109,29 +110,36 @@ class _Evaluating:
     """One evaluation in the making."""
 
     def __init__(self, request: EvaluateRequest, scratch: Path, progress: Progress, began: float) -> None:
-        self.request, self.scratch, self.progress, self.began = request, scratch, progress, began
-        self.inspection = inspect_model(request.model, _sidecar(request), request.flags, scratch=scratch)
-        self.known = _known(self.inspection, request)
-        self.contract = self.known.contract
-        self.against = _reference(request, self.inspection)
+        self.request, self.progress, self.began = request, progress, began
+        opened = open_subjects(
+            Asked(
+                request.model,
+                request.against,
+                request.sidecar,
+                request.flags,
+                request.variant,
+                labelled=request.data is not None,
+            ),
+            scratch,
+        )
+        self.contract, self.model, self.against = opened.contract, opened.model, opened.against
+        self.source = request.samples or opened.samples
         if self.against is None and request.data is None:
             raise Rejected(
-                f"There is nothing to hold {request.model.name} against.",
+                f"There is nothing to hold {self.model.title} against.",
                 "Give its float original with --against FP32.onnx, labelled data with --data, or both.",
             )
         if self.against is None and (request.max_drop is not None or request.per_layer):
             option = "--max-drop" if request.max_drop is not None else "--per-layer"
             raise Rejected(f"{option} compares with FP32.", "Give the float original: --against FP32.onnx.")
-        self.labels = read_labels(self.known.labels) if self.known.labels is not None else ()
+        self.labels = read_labels(opened.labels) if opened.labels is not None else ()
         self.data = self._data()
         self.notes: list[str] = []
 
     def run(self) -> Evaluation:
         """All of it."""
-        mine = self._open(self.inspection.facts, self.inspection.whole)
-        theirs = None
-        if self.against is not None:
-            theirs = self._open(self.against, embed_external_data(self.against, self._home("against")))
+        mine = self._open(self.model)
+        theirs = self._open(self.against) if self.against is not None else None
         parity = None if self.request.exact else self._parity(mine)
         passed: list[Pass] = []
         if self.data is not None:
@@ -163,8 +171,8 @@ class _Evaluating:
             rows += passed[-1].rows(self.request.seed)
             self.notes += passed[-1].notes()
         return Evaluation(
-            model=_subject(self.inspection.facts),
-            against=_subject(self.against) if self.against is not None else None,
+            model=self.model,
+            against=self.against,
             task=self.contract.task,
             data=self.data.origin if self.data is not None else "",
             samples=f"{passed[-1].count} from {samples.origin}" if samples is not None else "",
@@ -213,7 +221,7 @@ class _Evaluating:
         return (2 if last == 1 else last) if isinstance(last, int) else None
 
     def _samples(self) -> Samples:
-        source = self.request.samples or self.known.samples
+        source = self.source
         samples = open_samples(self.contract, source, seed=self.request.seed)
         if samples.evidence == "weak":
             self.notes.append(
@@ -249,12 +257,12 @@ class _Evaluating:
         how = "all optimisation off" if self.request.exact else "optimised"
         return f"CPU, {threads} thread{'s' * (threads != 1)}, {how}"
 
-    def _open(self, facts: Facts, whole: Path) -> Runner:
+    def _open(self, subject: Subject) -> Runner:
         try:
-            session = open_session(whole, self._plan(facts.precision))
+            session = open_session(subject.whole, self._plan(subject.precision))
         except NotLoaded as error:
-            raise Rejected(f"{facts.path.name} does not load: {error.what}") from error
-        return Runner(session, self.contract, facts.path.name)
+            raise Rejected(f"{subject.title} does not load: {error.what}") from error
+        return Runner(session, self.contract, subject.title)
 
     def _judge(self, *, labelled: bool) -> Pass:
         how = reading(self.contract, self._classes(), self.request.boxes, labelled=labelled)
@@ -274,14 +282,14 @@ class _Evaluating:
 
     def _parity(self, mine: Runner) -> float:
         """The smallest cosine of this plan's outputs with the file's own exact ones, on a few samples."""
-        exact = Runner(open_exact(self.inspection.whole), self.contract, self.inspection.facts.path.name)
+        exact = Runner(open_exact(self.model.whole), self.contract, self.model.title)
         worst = 1.0
         mine.begin()
         for sample in self._few(_PARITY_SAMPLES):
             outputs, expected = mine.run(sample), exact.run(sample)
             worst = min(worst, *(cosine(outputs[name], expected[name]) for name in expected))
         exact.close()
-        least = parity_gate(PARITY, self.inspection.facts.precision, CPU)
+        least = parity_gate(PARITY, self.model.precision, CPU)
         if worst < least:
             self.notes.append(
                 f"This machine's kernels change the answers: cosine {worst:.3f} with the file's own exact"
@@ -294,9 +302,7 @@ class _Evaluating:
         if self.data is not None:
             stream = self.data.stream(self.contract)
         else:
-            samples = open_samples(
-                self.contract, self.request.samples or self.known.samples, seed=self.request.seed
-            )
+            samples = open_samples(self.contract, self.source, seed=self.request.seed)
             stream = _unlabelled(samples.stream("test", min(count, self._count(samples)), self.request.seed))
         return [
             Sample(s.item, {name: value.copy() for name, value in s.feeds.items()}, s.size)
@@ -308,12 +314,7 @@ class _Evaluating:
             raise AssertionError("checked before")
         fixed = {**constants(self.contract), **initial_states(self.contract)}
         feeds = [{**fixed, **sample.feeds} for sample in self._few(_LAYER_SAMPLES)]
-        return layer_sqnr(self.against.path, self.inspection.facts.path, feeds, self.progress)
-
-    def _home(self, name: str) -> Path:
-        home = self.scratch / name
-        home.mkdir()
-        return home
+        return layer_sqnr(self.against.whole, self.model.whole, feeds, self.progress)
 
     # --- the gate
 
@@ -333,52 +334,6 @@ class _Evaluating:
             )
         row = by_name["agreement"]
         return Gate(row.title, allowed, evaluation.flipped(row.model))
-
-
-# --- what belongs to the files
-
-
-def _sidecar(request: EvaluateRequest) -> Path | None:
-    """What was named; else nothing where one lies beside the model, else the one beside the original."""
-    beside = request.model.with_suffix(".toml")
-    if request.sidecar is not None or beside.is_file() or request.against is None:
-        return request.sidecar
-    other = request.against.with_suffix(".toml")
-    return other if other.is_file() else None
-
-
-def _known(inspection: Inspection, request: EvaluateRequest) -> Guess:
-    """What is needed: a task only where there are labels, labels never."""
-    without = ("labels",) if request.data is not None else ("labels", "task")
-    return inspection.guess.complete(without=without)
-
-
-def _reference(request: EvaluateRequest, inspection: Inspection) -> Facts | None:
-    """The float original: what was named, else the FP32 variant beside the model."""
-    if request.against is not None:
-        facts = read_facts(request.against)
-    else:
-        mine = inspection.facts
-        others = [read_facts(one.file) for one in inspection.further if mine.precision != "fp32"]
-        floats = [other for other in others if other.precision == "fp32"]
-        if not floats:
-            return None
-        facts = floats[0]
-    takes, wanted = _ports(facts), _ports(inspection.facts)
-    if takes != wanted:
-        raise Rejected(
-            f"{facts.path.name} takes {takes}, and {inspection.facts.path.name} {wanted}.",
-            "Give the float file that it was made from.",
-        )
-    return facts
-
-
-def _ports(facts: Facts) -> str:
-    return ", ".join(sorted(f"{port.name} ({port.dtype})" for port in facts.inputs))
-
-
-def _subject(facts: Facts) -> Subject:
-    return Subject(facts.path, facts.precision, facts.bytes)
 
 
 def _unlabelled(feeds: Iterator[Feeds]) -> Iterator[Sample]:

@@ -15,16 +15,20 @@ from typing import Any, Literal
 from edgeward_models.layers import Layers
 from edgeward_models.metrics import ClassScore, Confusion, Figure, needed
 from edgeward_models.statistics import Interval
+from edgeward_wire.manifest import Precision
 
 _SLACK = 1e-9  # of floating-point sums; a drop that is just what is allowed passes
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A file that was evaluated."""
+    """A file that was evaluated, or its float original."""
 
+    title: str
     file: Path
-    precision: str
+    whole: Path
+    """The file with its weights inside; a copy is gone when the evaluation has ended."""
+    precision: Precision
     bytes: int
 
 
@@ -156,7 +160,12 @@ def plain(found: Evaluation) -> dict[str, Any]:
 
 
 def _subject(subject: Subject) -> dict[str, Any]:
-    return {"file": str(subject.file), "precision": subject.precision, "bytes": subject.bytes}
+    return {
+        "title": subject.title,
+        "file": str(subject.file),
+        "precision": subject.precision,
+        "bytes": subject.bytes,
+    }
 
 
 def _figure(figure: Figure | None) -> dict[str, Any] | None:

@@ -13,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeward_models.bundle import BundleRequest, make_bundle
+from edgeward_models.bundle_files import write_bundle
 from edgeward_models.evaluate import EvaluateRequest, evaluate
 from edgeward_models.evaluation import Gate, plain
 from edgeward_models.metrics import Figure
@@ -178,6 +180,33 @@ def test_the_original_s_sidecar_serves_a_file_without_one(home: Path) -> None:
     found = evaluate(EvaluateRequest(home / "int8.onnx", home / "fp32.onnx", data=data(home / "data", 1)))
     assert found.row("top1") is not None
     assert found.labels[0] == "red"
+
+
+def test_a_bundle_brings_its_contract_its_labels_and_its_original(home: Path, tmp_path: Path) -> None:
+    sidecar = home / "int8.toml"
+    sidecar.write_text(sidecar.read_text() + '\n[variants.fp32]\nfile = "fp32.onnx"\n')
+    made = make_bundle(BundleRequest(home / "int8.onnx"), tmp_path / "work")
+    bundle = write_bundle(made, tmp_path / "m.bundle")
+    found = evaluate(EvaluateRequest(bundle, data=data(tmp_path / "data", 2), max_drop=1, per_layer=True))
+    assert (found.model.title, found.model.precision) == ("int8 int8", "int8")
+    assert found.against is not None
+    assert found.against.title == "int8 fp32"
+    assert found.labels == ("red", "green", "blue")
+    assert found.row("top1") is not None
+    float_one = evaluate(EvaluateRequest(bundle, data=tmp_path / "data", variant="fp32"))
+    assert (float_one.model.precision, float_one.against) == ("fp32", None)
+    with pytest.raises(Rejected, match=r"m\.bundle has no variant 'fp16'") as caught:
+        evaluate(EvaluateRequest(bundle, data=tmp_path / "data", variant="fp16"))
+    assert caught.value.next_step == "It has: fp32, int8."
+    with pytest.raises(Rejected, match="declared about the model is in it"):
+        evaluate(EvaluateRequest(bundle, data=tmp_path / "data", flags={"task": "vad"}))
+
+
+def test_a_variant_of_the_sidecar_is_chosen_by_name(home: Path) -> None:
+    sidecar = home / "int8.toml"
+    sidecar.write_text(sidecar.read_text() + '\n[variants.other]\nfile = "fp32.onnx"\n')
+    found = evaluate(EvaluateRequest(home / "int8.onnx", data=data(home / "data", 1), variant="other"))
+    assert found.model.title == "fp32.onnx"
 
 
 def test_exact_runs_are_their_own_proof(home: Path) -> None:

@@ -53,7 +53,7 @@ Gated = Annotated[
 
 def command(
     *,
-    model: Annotated[Path, typer.Argument(help="The ONNX file.", show_default=False)],
+    model: Annotated[Path, typer.Argument(help="ONNX file, its directory, or bundle.", show_default=False)],
     against: Annotated[
         Path | None,
         typer.Option(metavar="FP32.onnx", help="Its float original.", show_default="the sidecar's variant"),
@@ -82,6 +82,9 @@ def command(
         int | None, typer.Option(min=1, max=1024, help="To run with.", show_default="the cores, at most 4")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    variant: Annotated[
+        str | None, typer.Option(help="Of a bundle or sidecar.", show_default="INT8, for this machine")
+    ] = None,
     task: Annotated[str | None, typer.Option(help="classification, detection, ...")] = None,
     labels: Annotated[Path | None, typer.Option(help="Text file, one label a line.")] = None,
     sidecar: Annotated[
@@ -106,6 +109,7 @@ def command(
         against=against,
         sidecar=sidecar,
         flags=flags,
+        variant=variant,
         data=data,
         pictures=pictures,
         samples=samples,
@@ -184,7 +188,7 @@ def _facts(found: Evaluation) -> list[tuple[str, str]]:
     if found.parity is not None:
         how += f"; cosine {found.parity:.4f} with the model's own exact outputs"
     return [
-        *((what, f"{s.file.name}, {s.precision}, {screen.size(s.bytes)}") for what, s in subjects if s),
+        *((what, f"{s.title}, {s.precision}, {screen.size(s.bytes)}") for what, s in subjects if s),
         *((what, text) for what, text in (("labelled", found.data), ("samples", found.samples)) if text),
         ("run on", how),
     ]
