@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,17 +156,20 @@ def read_samples(path: Path, specs: Sequence[InputSpec], most: int) -> list[Feed
 
 def _load(path: Path) -> Mapping[str, Array]:
     try:
-        if path.stat().st_size > MAX_SAMPLES_BYTES:
-            raise Rejected(f"{path.name} is larger than {MAX_SAMPLES_BYTES >> 20} MB.", "Give fewer rows.")
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
+        with path.open("rb") as stream:
+            loaded = np.load(stream, allow_pickle=False)
+            if not isinstance(loaded, np.lib.npyio.NpzFile):
                 raise Rejected(f"{path.name} is one array.", "Save it with numpy.savez(path, NAME=rows).")
-            return {name: archive[name] for name in archive.files}
+            if sum(part.file_size for part in loaded.zip.infolist()) > MAX_SAMPLES_BYTES:
+                raise Rejected(
+                    f"{path.name} holds more than {MAX_SAMPLES_BYTES >> 20} MB.", "Give fewer rows."
+                )
+            return {name: loaded[name] for name in loaded.files}
     except FileNotFoundError:
         raise Rejected(f"There is no file {path}.", "Check the path.") from None
     except OSError as error:
         raise Unavailable(f"{path} cannot be read: {error.strerror or error}.", "Check the path.") from error
-    except (ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise Rejected(
             f"{path.name} is not an .npz of plain numbers.", "Save it with numpy.savez(path, NAME=rows)."
         ) from error
