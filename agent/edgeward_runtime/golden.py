@@ -116,7 +116,7 @@ def _exact_outputs(model_path: Path, contract: Contract, feeds: Sequence[Arrays]
 def make_preprocess_golden(contract: Contract, pictures: Sequence[Path] = (), seed: int = 0) -> bytes:
     """Pictures and the tensors that they must become, as .npz bytes: a few of `pictures`, or a made one."""
     preprocess = Preprocess(image_input(contract))
-    raws = [_read_picture(path) for path in _spread(pictures, _PREPROCESS_PICTURES)]
+    raws = [_read_picture(path) for path in spread(pictures, _PREPROCESS_PICTURES)]
     if not raws:
         raws = [images.encode_png(noise_picture(np.random.default_rng(seed), 320, 240))]
     arrays: Arrays = {}
@@ -160,11 +160,12 @@ def _inputs(contract: Contract, pictures: Sequence[Path], count: int, seed: int)
         raise Rejected("Sample pictures were given, but no input of the model is a picture.")
     port = image_input(contract)
     preprocess = Preprocess(port)
-    frames = (images.decode(_read_picture(path), path.name) for path in _spread(pictures, count))
+    frames = (images.decode(_read_picture(path), path.name) for path in spread(pictures, count))
     return [{port.name: preprocess(frame).copy()} for frame in frames]
 
 
-def _spread(pictures: Sequence[Path], count: int) -> list[Path]:
+def spread(pictures: Sequence[Path], count: int) -> list[Path]:
+    """At most `count` of them, evenly."""
     if len(pictures) <= count:
         return list(pictures)
     return [pictures[k * len(pictures) // count] for k in range(count)]

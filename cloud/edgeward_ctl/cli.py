@@ -83,7 +83,7 @@ def _root(
 def deploy(
     context: typer.Context,
     *,
-    model: Annotated[Path, typer.Argument(help="The ONNX file.", show_default=False)],
+    model: Annotated[Path, typer.Argument(help="The ONNX file, or a bundle.", show_default=False)],
     fleet: Fleet = None,
     device: OneDevice = None,
     pipeline: Pipeline = "main",
@@ -92,7 +92,7 @@ def deploy(
     task: Annotated[str | None, typer.Option(help="classification, ...")] = None,
     labels: Annotated[Path | None, typer.Option(help="Text file, one label a line.")] = None,
     samples: Annotated[
-        Path | None, typer.Option(help="Directory of pictures as the devices see them.")
+        Path | None, typer.Option(help="Pictures or WAV files as the devices see and hear them, or an .npz.")
     ] = None,
     sidecar: Annotated[
         Path | None, typer.Option(help="TOML that says what the file cannot.", show_default="MODEL.toml")

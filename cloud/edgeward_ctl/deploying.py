@@ -16,13 +16,17 @@ from edgeward_ctl.follow import INTERRUPTED, MARGIN_S, OK, UNDECIDED, Followed, 
 from edgeward_ctl.profile import Profile
 from edgeward_ctl.releases import Choice, choose_version
 from edgeward_ctl.screen import Progressing
-from edgeward_wire.api import RollbackCreate, Rollout, RolloutCreate
+from edgeward_wire.api import Device, RollbackCreate, Rollout, RolloutCreate
 from edgeward_wire.errors import Rejected
 from edgeward_wire.manifest import ModelRef
 
 if TYPE_CHECKING:
     from edgeward_ctl.signing import Models, ReleaseKey
     from edgeward_models.bundle import Bundle
+
+
+_OPTIONS = ("name", "task", "labels", "samples")
+"""Flags that have an option of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,7 @@ class Wish:
     """What `deploy` was asked for."""
 
     model: Path
+    """An ONNX file, a directory with one and its sidecar, or a bundle's directory."""
     target: Mapping[str, str]
     pipeline: str = "main"
     version: str | None = None
@@ -75,7 +80,7 @@ def _deploy(profile: Profile, wish: Wish, waiting: Waiting) -> int:
         tempfile.TemporaryDirectory(prefix="agent-ctl-") as scratch,
     ):
         # Whatever can fail at once fails before the work.
-        _check_target(client, wish.target)
+        _check_target(client, wish.target, wish.pipeline)
         key = ReleaseKey(profile)
         models = Models(client)
         with screen.board(began=waiting.began) as board:
@@ -129,9 +134,10 @@ def rollback(profile: Profile, target: Mapping[str, str], pipeline: str, waiting
 
 
 def _bundler() -> Callable[[Wish, Path, Progressing], Bundle]:
-    """The bundler, if its libraries are installed."""
+    """What makes a bundle of a file, or reads one, if its libraries are installed."""
     try:
         from edgeward_models.bundle import BundleRequest, make_bundle
+        from edgeward_models.bundle_files import is_bundle, read_bundle
     except ImportError as error:
         raise Rejected(
             f"Making bundles needs a library that is not installed: {error.name}.",
@@ -139,28 +145,46 @@ def _bundler() -> Callable[[Wish, Path, Progressing], Bundle]:
         ) from error
 
     def run(wish: Wish, scratch: Path, board: Progressing) -> Bundle:
-        request = BundleRequest(
-            model=wish.model, sidecar=wish.sidecar, flags=wish.flags, allow_float=wish.allow_float
-        )
         said = ""
 
         def progress(what: str, done: int, total: int) -> None:
-            board.step("bundle", done, total, what if done < total else said)
+            # The last step is shown when there is something to say about it.
+            board.step("bundle", done if said else min(done, total - 1), total, said or what)
 
-        bundle = make_bundle(
-            request, scratch, lambda what, done, total: progress(what, min(done, total - 1), total)
-        )
-        said = f"{bundle.manifest.name}: {bundle.facts.precision}, {screen.size(bundle.bytes)}"
+        if is_bundle(wish.model):
+            _check_nothing_is_declared(wish)
+            bundle = read_bundle(wish.model, progress)
+        else:
+            request = BundleRequest(
+                model=wish.model, sidecar=wish.sidecar, flags=wish.flags, allow_float=wish.allow_float
+            )
+            bundle = make_bundle(request, scratch, progress)
+        said = f"{bundle.manifest.name}: {bundle.precisions}, {screen.size(bundle.bytes)}"
         progress("", 1, 1)
         return bundle
 
     return run
 
 
-def _check_target(client: Client, target: Mapping[str, str]) -> None:
-    """The target is there. A device that does not exist is refused by the cloud, by name."""
+def _check_nothing_is_declared(wish: Wish) -> None:
+    """A bundle is what its hashes say: nobody can say something else about it any more."""
+    said = ["--sidecar"] if wish.sidecar is not None else []
+    said += ["--allow-float"] if wish.allow_float is not None else []
+    said += [f"--{key}" if key in _OPTIONS else f"--set {key}" for key in sorted(wish.flags)]
+    if said:
+        raise Rejected(
+            f"{said[0]} cannot change a bundle: {wish.model} says all about its model.",
+            f"Leave it out, or give it to `agent-ctl model bundle` ({', '.join(said)}).",
+        )
+
+
+def _check_target(client: Client, target: Mapping[str, str], pipeline: str) -> None:
+    """The target is there and has the pipeline. An unknown device is refused by the cloud, by name.
+
+    The cloud checks the pipeline too, but only when the model has been signed and released.
+    """
     if "device" in target:
-        client.device(target["device"])
+        check_pipeline([client.device(target["device"])], pipeline)
         return
     name = target["fleet"]
     fleets = {fleet.name: fleet for fleet in client.fleets()}
@@ -170,6 +194,25 @@ def _check_target(client: Client, target: Mapping[str, str]) -> None:
         raise Rejected(
             f"Fleet {name} has no accepted device.",
             f"Enrol one with `agent-ctl enroll-token --fleet {name}`.",
+        )
+    check_pipeline([device for device in client.devices(name) if device.admission == "accepted"], pipeline)
+
+
+def check_pipeline(devices: Sequence[Device], pipeline: str) -> None:
+    """Raises Rejected when no device has the pipeline. One that was not heard of yet may have any."""
+    there: set[str] = set()
+    for device in devices:
+        names = set(device.birth.pipelines) if device.birth is not None else set()
+        if not names or pipeline in names:
+            return
+        there |= names
+    if devices:
+        alone = len(devices) == 1
+        who = f"Device {devices[0].id} has no" if alone else f"None of the {len(devices)} devices there has a"
+        raise Rejected(
+            f"{who} pipeline {pipeline!r}; {'it has' if alone else 'they have'}:"
+            f" {', '.join(sorted(there)[:20])}.",
+            "Name one of these with --pipeline, or add it to the devices' agent.toml.",
         )
 
 
@@ -187,8 +230,8 @@ def _say_notes(bundle: Bundle, board: Progressing) -> None:
             "note: evidence: weak. The golden inputs are seeded noise; with --samples DIR they are pictures"
             " as your devices see them, and parity means more."
         )
-    if bundle.manifest.float_reason and bundle.facts.macs:
-        board.say(f"note: not INT8: {bundle.manifest.float_reason}")
+    if bundle.float_reason:
+        board.say(f"note: not INT8: {bundle.float_reason}")
 
 
 def _upload(client: Client, bundle: Bundle, board: Progressing) -> None:

@@ -92,6 +92,19 @@ class Samples:
             )
         return list(self.stream(split, count, seed))
 
+    def candidates(self, count: int) -> list[Feeds]:
+        """At most `count` inputs to choose golden vectors from: pictures whole, as a device sees them, first.
+
+        Then what `take` gives of the test split; where state is carried, that alone and in order. Raises as
+        `take` does.
+        """
+        whole: list[Feeds] = []
+        if isinstance(self._source, _Pictures) and not self.contract.stateful:
+            whole = list(self._source.whole(count))
+        most = self.limit("test")
+        more = count - len(whole) if most is None else min(count - len(whole), most)
+        return whole + (self.take("test", more) if more > 0 else [])
+
     def stream(self, split: Split, count: int, seed: int = 0) -> Iterator[Feeds]:
         """The same samples as `take`, one after the other. Raises as `take` does, at once or on the way."""
         if not 1 <= count <= MAX_COUNT:
@@ -205,6 +218,12 @@ class _Pictures:
         preprocess = Preprocess(self._port)
         for picture in self._cut(split, count, np.random.default_rng(seed)):
             yield {self._port.name: preprocess(picture).copy()}
+
+    def whole(self, count: int) -> Iterator[Feeds]:
+        """The pictures themselves, spread over all of them."""
+        preprocess = Preprocess(self._port)
+        for path in golden.spread(self._paths, count):
+            yield {self._port.name: preprocess(self._picture(path)).copy()}
 
     def _cut(self, split: Split, count: int, rng: np.random.Generator) -> Iterator[U8]:
         side = _SIDES[split]

@@ -36,7 +36,7 @@ from edgeward_wire.contract import Contract
 _ACTIVE = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU")
 _MOST_LAYERS = 512
 _MAC_BUDGET = 200e9
-_LEAST_CANDIDATES, _MOST_CANDIDATES = 16, 64
+LEAST_CANDIDATES, _MOST_CANDIDATES = 16, 64
 _ERROR, _HEIGHT = "edgeward_error_", "edgeward_height_"
 _NOTHING = np.zeros(1, np.float32)
 
@@ -47,7 +47,7 @@ Score = tuple[float, float]
 
 def candidate_count(macs: int) -> int:
     """How many candidates are worth running, given the multiplications of one run: 16 to 64."""
-    return int(np.clip(_MAC_BUDGET // max(macs, 1), _LEAST_CANDIDATES, _MOST_CANDIDATES))
+    return int(np.clip(_MAC_BUDGET // max(macs, 1), LEAST_CANDIDATES, _MOST_CANDIDATES))
 
 
 def choose_inputs(

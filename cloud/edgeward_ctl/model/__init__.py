@@ -10,10 +10,11 @@ from typing import Any
 
 import typer
 
-from edgeward_ctl.model import bench, evaluate, export, inspect, optimise, quantise, zoo
+from edgeward_ctl.model import bench, bundle, evaluate, export, inspect, optimise, quantise, zoo
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "bench": bench.command,
+    "bundle": bundle.command,
     "evaluate": evaluate.command,
     "export": export.command,
     "inspect": inspect.command,
