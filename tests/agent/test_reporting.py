@@ -36,8 +36,8 @@ class Broker:
         self.told.append((kind, payload))
         return True
 
-    def respond(self, response: CommandResponse) -> bool:
-        self.told.append(("response", response.to_bytes()))
+    def respond(self, answer: CommandResponse) -> bool:
+        self.told.append(("response", answer.to_bytes()))
         return True
 
     def wake(self) -> None:

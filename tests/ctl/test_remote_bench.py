@@ -322,6 +322,9 @@ def test_what_is_not_there_is_said(profile: Profile, device: Answering) -> None:
     ):
         with pytest.raises(Rejected, match=why):
             run(profile, target, device_name, as_json())
+    for options in (Options(seconds=1), Options(seconds=1e6), Options(threads=0)):
+        with pytest.raises(Rejected, match="That cannot be asked for"):
+            run(profile, "nothing.onnx", "d1", as_json(), options)
     assert device.came == []
 
 

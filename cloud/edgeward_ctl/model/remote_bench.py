@@ -29,6 +29,8 @@ from edgeward_wire.verdict import Outcome, PlanOutcome, Verdict
 
 MARGIN_S = 240.0
 """More than the cloud takes to call a silent device's command expired or failed."""
+_ANY = ModelRef(path="models/any/1.json", sha256="0" * 64)
+"""To check a wish by before there is a model."""
 _STYLES: dict[Outcome, str] = {"chosen": "bold green", "passed": "green", "skipped": "yellow"}
 _STEPS = {"verifying": "verify", "downloading": "download", "waiting": "wait", "measuring": "measure"}
 
@@ -74,11 +76,11 @@ def _run(
     checked.device_name(device)
     if not client.device(device).online:  # whatever can fail at once fails before the work
         return _say_offline(device, waiting)
+    checked.request(CommandCreate, model=_ANY, threads=options.threads, seconds=options.seconds)
     with screen.board(began=waiting.began) as board:
         model = _resolve(client, target, options, board)
         status = _open_command(client, device, model, board) or client.send_command(
-            device,
-            checked.request(CommandCreate, model=model, threads=options.threads, seconds=options.seconds),
+            device, CommandCreate(model=model, threads=options.threads, seconds=options.seconds)
         )
         asked.append(status)
         if not waiting.detach:
