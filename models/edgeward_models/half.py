@@ -47,6 +47,43 @@ def float_nodes(graph: Graph, keep_float: Collection[str] = ()) -> list[str]:
     return [node.name for node in graph.nodes if node.name in kept]
 
 
+def join_floats(model: onnx.ModelProto, kept: Collection[str]) -> None:
+    """Take out the way through FP16 between two nodes that stay in float32; in place.
+
+    The converter puts a cast behind the one and another before the next, and what lies between them overflows
+    and rounds as if neither had been kept. `kept` are the names of the nodes that were.
+    """
+    graph = model.graph
+    wide = {value.name for value in graph.input if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+    wide |= {name for n in graph.node if n.op_type in BLOCKED or n.name in kept for name in n.output}
+    narrowed = {n.output[0]: n.input[0] for n in graph.node if _casts(n, onnx.TensorProto.FLOAT16)}
+    outputs = {value.name for value in graph.output}
+    direct: dict[str, str] = {}
+    for node in graph.node:
+        source = narrowed.get(node.input[0]) if _casts(node, onnx.TensorProto.FLOAT) else None
+        if source is None or source not in wide:
+            continue
+        if node.output[0] in outputs:
+            node.input[0] = source  # float to float: a runtime drops it
+        else:
+            direct[node.output[0]] = source
+    for node in graph.node:
+        for k, name in enumerate(node.input):
+            node.input[k] = direct.get(name, name)
+    while unread := _unread(graph):
+        for node in unread:
+            graph.node.remove(node)
+
+
+def _unread(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    return [node for node in graph.node if node.op_type == "Cast" and node.output[0] not in read]
+
+
+def _casts(node: onnx.NodeProto, kind: int) -> bool:
+    return node.op_type == "Cast" and any(a.name == "to" and a.i == kind for a in node.attribute)
+
+
 def _squares(graph: Graph, node: onnx.NodeProto) -> bool:
     if node.op_type == "Mul":
         return len(node.input) == 2 and node.input[0] == node.input[1]

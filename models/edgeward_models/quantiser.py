@@ -208,6 +208,7 @@ def _half(model: onnx.ModelProto, scheme: Scheme, ranges: Ranges | None, name: s
         made: onnx.ModelProto = convert_float_to_float16(
             shaped, keep_io_types=True, op_block_list=list(half.BLOCKED), node_block_list=kept
         )
+    half.join_floats(made, kept)
     return made
 
 
