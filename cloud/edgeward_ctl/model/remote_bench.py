@@ -165,14 +165,14 @@ def watch(
 
 def _show(status: CommandStatus, board: Progressing, shown: str) -> str:
     """Move the bars; returns the step that is under way."""
+    if status.state in FINAL:
+        board.step(shown or "ask", 1, 1, status.state)
+        return shown
     response = status.response
     phase = response.phase if response else None
     step = _STEPS[phase] if phase else "ask"
     if shown and step != shown:
         board.step(shown, 1, 1)
-    if status.state in FINAL:
-        board.step(step if status.state == "done" else (shown or step), 1, 1, status.state)
-        return step
     away = "" if status.online else "offline; it goes on by itself. "
     progress = min(response.progress, 0.999) if response else 0.0
     board.step(step, progress, 1, away + (response.detail if response else f"{status.device} was asked"))
