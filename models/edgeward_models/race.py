@@ -2,8 +2,10 @@
 
 Invariants: every figure of speed is a ratio to the first contender, from runs side by side, so that what
 else the machine does meets both alike; the order changes every round, so that nobody always goes first
-or always follows the same one; warm-up is discarded; sessions never spin. What does not load or fails to
-run is a timing with the reason, never an exception. At most `GROUP` sessions are open at any time,
+or always follows the same one; warm-up is discarded; sessions never spin. Where one thread on the CPU does
+all the work, a round in which another process took its core away does not count (its processor time
+tells), unless there are too few others. What does not load or fails to run is a timing with the reason,
+never an exception. At most `GROUP` sessions are open at any time,
 however many contenders there are: groups share the reference.
 """
 
@@ -21,12 +23,15 @@ from edgeward_models.progress import Progress, silent
 from edgeward_models.statistics import Interval, paired_ratio
 from edgeward_runtime import resources
 from edgeward_runtime.probe import quantile
-from edgeward_runtime.sessions import NotLoaded, RunFailed, Session, open_session
+from edgeward_runtime.sessions import CPU, NotLoaded, RunFailed, Session, open_session
 from edgeward_wire.verdict import Plan
 
 GROUP = 5
 WARM_UP = 2
 MAX_RUNS = 10_000
+ON_CORE = 0.95
+"""The share of a run's time that its thread was on a core, from which on it counts as undisturbed."""
+_PATIENCE = 3.0  # times the goal, for enough undisturbed rounds
 MAX_CONTENDERS = 256
 
 T = TypeVar("T")
@@ -49,6 +54,7 @@ class Timing:
 
     name: str
     runs: int
+    """Those that count."""
     p50_ms: float | None = None
     p90_ms: float | None = None
     p99_ms: float | None = None
@@ -72,7 +78,8 @@ def race(
 ) -> list[Timing]:
     """Time all contenders, in their order; the first is what the others are compared with.
 
-    Each group of `GROUP` runs for about `goal_s` seconds, but at least `least` and at most `most` rounds.
+    Each group of `GROUP` runs for about `goal_s` seconds, but at least `least` and at most `most` rounds;
+    up to three times as long where other processes disturb.
 
     Raises:
         ValueError: no feeds, or counts out of bounds.
@@ -92,7 +99,7 @@ def race(
     finally:
         reference.close()
     progress("timing", len(groups), len(groups))
-    return [runner.timing(reference) for runner in runners]
+    return [runner.timing(reference, least) for runner in runners]
 
 
 @dataclass(frozen=True)
@@ -102,16 +109,31 @@ class _Rounds:
     most: int
 
 
+@dataclass(frozen=True)
+class _Run:
+    """One run. `beside` is the reference's of the same round, in seconds as `took` is."""
+
+    took: float
+    beside: float | None
+    undisturbed: bool
+
+
 @dataclass
 class _Runner:
-    """One contender on its way. `times` has its latency in seconds by round, beside the reference's."""
+    """One contender on its way."""
 
     contender: Contender
     session: Session | None = None
-    times: list[float] = field(default_factory=list)
-    beside: list[float] = field(default_factory=list)
+    runs: list[_Run] = field(default_factory=list)
+    clean: int = 0
+    """Undisturbed runs of the present group."""
     loaded: bool = True
     reason: str = ""
+
+    @property
+    def alone(self) -> bool:
+        """Whether the calling thread does all the work, so that its processor time can be compared."""
+        return self.contender.plan.threads == 1 and self.contender.plan.provider == CPU
 
     def open(self, feeds: Sequence[FullFeeds]) -> None:
         """Load and warm; a fault becomes the reason."""
@@ -125,22 +147,22 @@ class _Runner:
         except RunFailed as error:
             self.fail(error)
 
-    def once(self, feeds: FullFeeds) -> float | None:
-        """Seconds of one run, or None: a fault ends its race."""
+    def once(self, feeds: FullFeeds) -> tuple[float, bool] | None:
+        """(seconds, undisturbed) of one run, or None: a fault ends its race."""
         if self.session is None:
             return None
-        begun = time.perf_counter()
+        on_core, begun = time.thread_time(), time.perf_counter()
         try:
             self.session.run(feeds)
         except RunFailed as error:
             self.fail(error)
             return None
-        return time.perf_counter() - begun
+        took = time.perf_counter() - begun
+        return took, not self.alone or time.thread_time() - on_core >= ON_CORE * took
 
     def fail(self, error: RunFailed) -> None:
         self.reason = f"It loads, but does not run. {error.what}"
-        self.times.clear()
-        self.beside.clear()
+        self.runs.clear()
         self.close()
 
     def close(self) -> None:
@@ -149,17 +171,25 @@ class _Runner:
             self.session = None
             resources.give_back()
 
-    def timing(self, reference: _Runner) -> Timing:
-        name, times = self.contender.name, self.times
-        if not times:
+    def timing(self, reference: _Runner, least: int) -> Timing:
+        name, runs = self.contender.name, _counting(self.runs, least)
+        if not runs:
             return Timing(name, 0, loaded=self.loaded, reason=self.reason)
+        times = [run.took for run in runs]
         p50, p90, p99 = (quantile(times, q) * 1e3 for q in (0.5, 0.9, 0.99))
         if self is reference:
             return Timing(name, len(times), p50, p90, p99, 1.0, Interval(1.0, 1.0))
-        if len(self.beside) != len(times):
+        beside = [run.beside for run in runs if run.beside is not None]
+        if len(beside) != len(times):
             return Timing(name, len(times), p50, p90, p99, reason="The reference did not run.")
-        ratio, interval = paired_ratio(times, self.beside)
+        ratio, interval = paired_ratio(times, beside)
         return Timing(name, len(times), p50, p90, p99, ratio, interval)
+
+
+def _counting(runs: Sequence[_Run], least: int) -> Sequence[_Run]:
+    """The undisturbed runs; all of them where those are too few."""
+    clean = [run for run in runs if run.undisturbed]
+    return clean if len(clean) >= min(least, len(runs)) else runs
 
 
 def _run_group(
@@ -169,11 +199,13 @@ def _run_group(
         for runner in group:
             runner.open(feeds)
         everyone = [reference, *group]
-        if reference.session is not None:
-            reference.once(feeds[0])  # what the others' loading threw out of its caches comes back
+        reference.once(feeds[0])  # what the others' loading threw out of its caches comes back
+        reference.clean = 0
         started, k = time.perf_counter(), 0
-        while k < rounds.least or (k < rounds.most and time.perf_counter() - started < rounds.goal_s):
-            if not any(runner.session is not None for runner in everyone):
+        while k < rounds.most and any(runner.session is not None for runner in everyone):
+            used = time.perf_counter() - started
+            enough = min(one.clean for one in everyone if one.session is not None) >= rounds.least
+            if k >= rounds.least and used >= rounds.goal_s * (1.0 if enough else _PATIENCE):
                 return
             _one_round(reference, everyone, feeds[k % len(feeds)], k)
             k += 1
@@ -187,11 +219,10 @@ def _one_round(reference: _Runner, everyone: Sequence[_Runner], feeds: FullFeeds
     beside = took[id(reference)]
     for runner in everyone:
         mine = took[id(runner)]
-        if mine is None:
-            continue
-        runner.times.append(mine)
-        if beside is not None:
-            runner.beside.append(beside)
+        if mine is not None:
+            seconds, clean = beside if beside is not None else (None, True)
+            runner.runs.append(_Run(mine[0], seconds, mine[1] and clean))
+            runner.clean += mine[1] and clean
 
 
 def in_turn(everyone: Sequence[T], k: int) -> list[T]:

@@ -30,6 +30,7 @@ PATIENCE = 16
 BATCH = 4
 MAX_CANDIDATES = 200
 _ROOTS = 2
+_ROOTS_APART = 1.1
 _VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 _GAP = 2
 
@@ -310,9 +311,14 @@ def _idle(gate: Gate, measured: Sequence[Measured]) -> int:
 
 
 def _roots(space: Space, measured: Sequence[Measured]) -> list[Measured]:
-    """What float layers are added to: without any, faster than FP32, on the front of those; few."""
+    """What float layers are added to: without any, faster than FP32, and worth it beside the others; few."""
     bare = [one for one in measured if _is_root(space, one) and one.faster]
-    members = [bare[k] for k in front_of(bare)]
+    # A little faster and less accurate is no other root: float layers make up for more than that.
+    members = [
+        one
+        for one in bare
+        if not any(_db(o) > _db(one) and _ratio(o) <= _ratio(one) * _ROOTS_APART for o in bare)
+    ]
     return _by_promise(space.gate, members)[:_ROOTS]
 
 
