@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 from edgeward_models.progress import Progress, silent
 from edgeward_models.statistics import wilson
@@ -26,6 +27,7 @@ from edgeward_wire.errors import Rejected
 
 from . import sidecars
 from .forward import Array
+from .graphs import save
 
 NAME = "digits-forest"
 TREES, SEED = 60, 0
@@ -66,6 +68,9 @@ def build(out: Path, *, weights: Path | None = None, progress: Progress = silent
         raise Rejected(
             "The exported forest does not answer as scikit-learn's does.", "Install another skl2onnx."
         )
+    model = onnx.load(str(path))
+    model.graph.name = NAME  # skl2onnx draws one
+    save(model, path)
     progress("measuring", 2, 3)
     table = {
         "task": "classification",

@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 
 from edgeward_models import zoo
 from edgeward_models.bundle import BundleRequest, make_bundle
+from edgeward_models.labelled import open_labelled
+from edgeward_models.samples import open_samples
 from edgeward_runtime.contract_guess import guess
 from edgeward_runtime.ports import initial_states, next_states
 from edgeward_runtime.sessions import open_exact
@@ -249,6 +251,54 @@ def test_what_is_not_silero_is_rejected(tmp_path: Path, content: bytes, suffix: 
     with pytest.raises(Rejected) as caught:
         zoo.build("silero-vad", tmp_path, weights=tmp_path / f"x{suffix}")
     assert "pip download --no-deps silero-vad" in caught.value.next_step
+
+
+# --- the forest
+
+
+@pytest.fixture(scope="session")
+def forest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    for library in ("sklearn", "skl2onnx"):
+        pytest.importorskip(library)
+    return zoo.build("digits-forest", tmp_path_factory.mktemp("forest"))
+
+
+def test_the_forest_reads_digits_of_people_it_never_saw(forest: Path) -> None:
+    known = guess(forest).complete()
+    with np.load(forest.parent / "digits.npz") as rows:
+        features, labels = rows["features"], rows["labels"]
+    session = open_exact(forest)
+    [scores] = session.run({"features": features})
+    session.close()
+    right = float((scores.argmax(axis=1) == labels).mean())
+    assert len(labels) == known.accuracy["rows"]
+    assert right == pytest.approx(known.accuracy["top1"], abs=1e-4)
+    assert right > 0.9
+    np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-5)
+
+
+def test_the_forest_is_the_same_each_time_and_says_why_it_stays_float(forest: Path, tmp_path: Path) -> None:
+    again = zoo.build_files("digits-forest", tmp_path)
+    assert again.model.read_bytes() == forest.read_bytes()
+    assert {file.name for file in again.files} == {file.name for file in forest.parent.iterdir()}
+    known = guess(forest)
+    assert "not multiply" in (known.float_reason or "")
+    assert known.contract.task == "classification"
+    assert known.labels is not None
+    assert known.labels.read_text().split() == list("0123456789")
+
+
+def test_held_out_digits_are_samples_and_labelled_data(forest: Path) -> None:
+    known = guess(forest).complete()
+    contract = known.contract
+    assert open_samples(contract, known.samples).evidence == "strong"
+    labelled = open_labelled(forest.parent / "digits.npz", contract, list("0123456789"), 10)
+    assert len(labelled.items) == 540
+
+
+def test_weights_are_refused_where_none_are_taken(tmp_path: Path) -> None:
+    with pytest.raises(Rejected, match="takes no weights"):
+        zoo.build("digits-forest", tmp_path, weights=tmp_path / "w.npz")
 
 
 # --- what is shipped
