@@ -132,7 +132,7 @@ def _nodes(graph: Graph, scheme: Scheme, ranges: Ranges, name: str) -> list[str]
 
 
 def _tensors(ranges: Ranges) -> Any:
-    from onnxruntime.quantization import CalibrationMethod, TensorData, TensorsData
+    from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
 
     limits = {
         name: TensorData(lowest=np.float32(low), highest=np.float32(high))
