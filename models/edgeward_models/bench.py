@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from edgeward_models import machine
 from edgeward_models.feeding import Fed, feed
+from edgeward_models.footprint import measure
 from edgeward_models.inspect import Inspection, inspect_model
 from edgeward_models.machine import Machine
 from edgeward_models.progress import Progress, silent
@@ -80,7 +81,7 @@ class Row:
     sqnr_db: float | None = None
     """Against the reference's exact outputs; infinite where they are equal."""
     memory_mb: float | None = None
-    """What loading and the first run took, of this process's own memory."""
+    """What loading and the first run took of a fresh process's own memory."""
     load_ms: float | None = None
     reference: bool = False
     reason: str = ""
@@ -136,25 +137,48 @@ class BenchReport:
 
 
 def bench(request: BenchRequest, progress: Progress = silent) -> BenchReport:
-    """Measure all files.
+    """Measure all files; those with the same ports are one model.
 
     Raises:
         Rejected: a file, the samples or the wish is no good. Unavailable: a file cannot be read.
     """
     _check(request)
+    with tempfile.TemporaryDirectory(prefix="edgeward-bench-") as scratch:
+        found = [_inspected(file, Path(scratch), k) for k, file in enumerate(dict.fromkeys(request.files))]
+        return _measured(_by_ports(found), request, progress)
+
+
+def bench_models(
+    models: Mapping[str, Sequence[Path]], request: BenchRequest, progress: Progress = silent
+) -> BenchReport:
+    """Measure files of which it is known what models they are; `request.files` names them all.
+
+    Raises: as `bench`.
+    """
+    _check(request)
+    with tempfile.TemporaryDirectory(prefix="edgeward-bench-") as scratch:
+        place = Path(scratch)
+        groups = {
+            name: [_inspected(file, place / name, k) for k, file in enumerate(files)]
+            for name, files in models.items()
+        }
+        return _measured(groups, request, progress)
+
+
+def _measured(
+    models: Mapping[str, Sequence[Inspection]], request: BenchRequest, progress: Progress
+) -> BenchReport:
     began, before, throttled = time.monotonic(), machine.facts(), resources.throttle_count()
     rows: list[Row] = []
     inputs: dict[str, str] = {}
-    with tempfile.TemporaryDirectory(prefix="edgeward-bench-") as scratch:
-        groups = _groups(request.files, Path(scratch))
-        for k, group in enumerate(groups):
-            name = _names(group)[0]
-            progress(name, k, len(groups))
-            told = next((one for one in group if one.guess.samples is not None), group[0])
-            fed = feed(told, request.samples, count=_INPUTS, seed=request.seed)
-            inputs[name] = fed.origin
-            rows += _Group(group, fed, request, before).rows()
-    progress("measured", len(groups), len(groups))
+    for k, (name, files) in enumerate(models.items()):
+        progress(f"measure: {name}", k, len(models))
+        group = sorted(files, key=lambda one: one.facts.precision != "fp32")
+        told = next((one for one in group if one.guess.samples is not None), group[0])
+        fed = feed(told, request.samples, count=_INPUTS, seed=request.seed)
+        inputs[name] = fed.origin
+        rows += _Group(name, group, fed, request).rows()
+    progress("measure: done", len(models), len(models))
     return BenchReport(
         rows=tuple(rows),
         inputs=inputs,
@@ -233,16 +257,39 @@ def gate(row: Row) -> float:
 # --- files of one model
 
 
-def _groups(files: Sequence[Path], scratch: Path) -> list[list[Inspection]]:
-    """Files by their ports; in each group what the others are compared with comes first."""
-    found: dict[object, list[Inspection]] = {}
-    for k, file in enumerate(dict.fromkeys(files)):
-        home = scratch / str(k)
-        home.mkdir()
-        inspection = inspect_model(file, scratch=home)
-        ports = (inspection.facts.inputs, tuple(p.name for p in inspection.facts.outputs))
-        found.setdefault(ports, []).append(inspection)
-    return [sorted(group, key=lambda one: one.facts.precision != "fp32") for group in found.values()]
+def _inspected(file: Path, scratch: Path, k: int) -> Inspection:
+    home = scratch / str(k)
+    home.mkdir(parents=True)
+    return inspect_model(file, scratch=home)
+
+
+def _by_ports(found: Sequence[Inspection]) -> dict[str, list[Inspection]]:
+    """Files of one model, by the name of its first one in FP32."""
+    groups: list[list[Inspection]] = []
+    for one in found:
+        mine = next((group for group in groups if _alike(group[0], one)), None)
+        if mine is None:
+            groups.append([one])
+        else:
+            mine.append(one)
+    named: dict[str, list[Inspection]] = {}
+    for group in groups:
+        first = min(group, key=lambda one: one.facts.precision != "fp32").facts.path
+        name = first.stem if first.stem not in named else str(first)
+        named[name] = group
+    return named
+
+
+def _alike(one: Inspection, other: Inspection) -> bool:
+    """Whether two files can be the same model: ports of the same names, types and lengths."""
+    mine, theirs = (one.facts.inputs + one.facts.outputs, other.facts.inputs + other.facts.outputs)
+    return len(mine) == len(theirs) and all(
+        (a.name, a.dtype, len(a.shape)) == (b.name, b.dtype, len(b.shape))
+        and all(
+            x == y or isinstance(x, str) or isinstance(y, str) for x, y in zip(a.shape, b.shape, strict=True)
+        )
+        for a, b in zip(mine, theirs, strict=True)
+    )
 
 
 def _names(group: Sequence[Inspection]) -> list[str]:
@@ -258,10 +305,10 @@ def _names(group: Sequence[Inspection]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Group:
+    model: str
     group: Sequence[Inspection]
     fed: Fed
     request: BenchRequest
-    machine: Machine
 
     def rows(self) -> list[Row]:
         """All of its files on all providers; the reference first."""
@@ -270,16 +317,19 @@ class _Group:
         for provider in self.request.providers:
             for name, inspection in zip(_names(self.group), self.group, strict=True):
                 found.append(self._look(name, inspection, provider, truth))
+        running = [contender for row, contender in found if not row.reason]
         timings = race(
-            [contender for _, contender in found],
+            running,
             self.fed.feeds,
             goal_s=self.request.seconds,
             least=self.request.runs or LEAST_RUNS,
             most=self.request.runs or MAX_RUNS,
         )
+        by_file = {id(one): timing for one, timing in zip(running, timings, strict=True)}
+        lost = bool(found[0][0].reason)  # then the race had another reference than its figures would say
         return [
-            _timed(replace(row, reference=k == 0), timing)
-            for k, ((row, _), timing) in enumerate(zip(found, timings, strict=True))
+            _timed(replace(row, reference=k == 0), by_file.get(id(contender)), lost)
+            for k, (row, contender) in enumerate(found)
         ]
 
     def _look(
@@ -289,7 +339,7 @@ class _Group:
         facts = inspection.facts
         plan = self._plan(inspection, provider)
         row = Row(
-            model=_names(self.group)[0],
+            model=self.model,
             name=name,
             file=facts.path,
             precision=facts.precision,
@@ -312,21 +362,20 @@ class _Group:
 
 def _prove(row: Row, file: Path, plan: Plan, fed: Fed, truth: Outputs | str) -> Row:
     """Load it and run it, and hold it against its own exact outputs and the reference's."""
+    footprint = measure(file, plan, fed.feeds[0])
+    row = replace(row, memory_mb=footprint.memory_mb, load_ms=footprint.load_ms, reason=footprint.reason)
+    if row.reason:
+        return row
     exact = _exact(file, fed)
-    before, began = resources.private_mb(), time.perf_counter()
     try:
         session = open_session(file, plan)
         try:
-            session.run(fed.feeds[0])
-            took, after = time.perf_counter() - began, resources.private_mb()
             mine = [session.run(feeds) for feeds in fed.feeds]
         finally:
             session.close()
             resources.give_back()
     except (NotLoaded, RunFailed) as error:
         return replace(row, reason=error.what)
-    memory = max(0.0, after - before) if before is not None and after is not None else None
-    row = replace(row, load_ms=took * 1e3, memory_mb=memory)
     if isinstance(exact, str):
         return replace(row, reason=f"Without optimisation it does not run: {exact}")
     row = replace(row, parity=_worst(mine, exact))
@@ -363,14 +412,16 @@ def _sqnr(truth: Outputs, mine: Outputs) -> float | None:
     return ratio_db(signal, noise) if signal else None
 
 
-def _timed(row: Row, timing: Timing) -> Row:
+def _timed(row: Row, timing: Timing | None, lost: bool) -> Row:
+    if timing is None:
+        return row
     return replace(
         row,
         runs=timing.runs,
         p50_ms=timing.p50_ms,
         p90_ms=timing.p90_ms,
         p99_ms=timing.p99_ms,
-        ratio=timing.ratio,
-        interval=timing.interval,
-        reason=row.reason or timing.reason,
+        ratio=None if lost else timing.ratio,
+        interval=None if lost else timing.interval,
+        reason=row.reason or timing.reason or ("What it is compared with did not run." if lost else ""),
     )

@@ -103,8 +103,8 @@ PUBLISHED_NOTE = (
 READING = (
     "Ratio: median of paired latencies to the first FP32 file, with its 95 % interval; below 1 is faster."
     " Parity: smallest cosine of any output with the same file's own exact outputs; below 0.99 a device"
-    " refuses it. SQNR: against the first file's exact outputs. Memory: private memory that loading and the"
-    " first run took. Files of one model ran in turn in one process, warmed up, without spinning."
+    " refuses it. SQNR: against the first file's exact outputs. Memory: what loading and the first run"
+    " took of a fresh process's own. Files of one model ran in turn in one process, warmed up, not spinning."
 )
 
 

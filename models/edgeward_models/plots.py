@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".svg", ".png")
 _COLOURS = {"fp32": "#8a97a8", "fp16": "#4f9d8b", "int8": "#2563a8"}
 _OURS, _OTHERS = "#2563a8", "#c7ced8"
+_CLEAR = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
 _STYLE = {
     "svg.hashsalt": "edgeward",
     "font.family": "DejaVu Sans",  # it comes with matplotlib
@@ -89,7 +90,7 @@ def _latencies(axes: Axes, report: BenchReport, rows: Sequence[Row]) -> None:
     for row in rows:
         if row.model != last:
             at += 0.9 if last else 0.0
-            axes.text(0, at - 0.62, title(report, row.model), fontweight="bold", va="center", clip_on=False)
+            axes.text(0, at - 0.62, title(report, row.model), fontweight="bold", va="center", bbox=_CLEAR)
             last = row.model
         assert row.p50_ms is not None
         p99 = row.p99_ms or row.p50_ms
@@ -121,11 +122,11 @@ def _speed_ups(axes: Axes, report: BenchReport, models: Sequence[str]) -> None:
         bars = [("here", ours, _OURS)] + [
             (f"published, {one.platform}", one.speed_up, _OTHERS) for one in report.published[model]
         ]
-        axes.text(0, at - 0.62, title(report, model), fontweight="bold", va="center", clip_on=False)
+        axes.text(0, at - 0.62, title(report, model), fontweight="bold", va="center", bbox=_CLEAR)
         for label, value, colour in bars:
             axes.barh(at, value or 0.0, height=0.62, color=colour)
             told = f"{value:.2f} ×" if value else "INT8 not offered"
-            axes.text((value or 0.0) + 0.04, at, told, va="center", fontsize=8)
+            axes.text((value or 0.0) + 0.04, at, told, va="center", fontsize=8, bbox=_CLEAR)
             places.append(at)
             labels.append(label)
             most = max(most, value or 0.0)

@@ -7,11 +7,12 @@ is a row without figures that says why; files are kept in the work directory, an
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgeward_models import zoo
-from edgeward_models.bench import BenchReport, BenchRequest, Published, Row, bench
+from edgeward_models.bench import BenchReport, BenchRequest, Published, Row, bench_models
 from edgeward_models.progress import Progress, silent
 from edgeward_models.quantise import QuantiseRequest, quantise_model
 
@@ -58,54 +59,59 @@ def bench_reference(request: ReferenceRequest, progress: Progress = silent) -> B
         Rejected, Unavailable: as the zoo, the quantiser and `bench` do.
     """
     made = {name: _made(name, request, progress) for name in request.names}
-    files = tuple(file for one in made.values() for file in (one.fp32, one.int8) if file is not None)
-    report = bench(
-        BenchRequest(
-            files,
-            providers=request.providers,
-            threads=request.threads,
-            seconds=request.seconds,
-            runs=request.runs,
-        ),
-        progress,
+    return beside_published(made, request, progress)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A reference model's two files, or why there is only one."""
+
+    fp32: Path
+    int8: Path | None
+    why_not: str = ""
+
+
+def beside_published(
+    made: Mapping[str, Made], request: ReferenceRequest, progress: Progress = silent
+) -> BenchReport:
+    """Measure the files, and put the published figures beside them. Raises as `bench` does."""
+    files = {name: [file for file in (one.fp32, one.int8) if file is not None] for name, one in made.items()}
+    wish = BenchRequest(
+        tuple(file for some in files.values() for file in some),
+        providers=request.providers,
+        threads=request.threads,
+        seconds=request.seconds,
+        runs=request.runs,
     )
-    names = {one.fp32: name for name, one in made.items()}
-    renamed = {row.model: names[row.file] for row in report.rows if row.reference}
-    rows = [replace(row, model=renamed[row.model], name=_plain_name(row)) for row in report.rows]
+    report = bench_models(files, wish, progress)
+    rows = [replace(row, name=row.precision.upper()) for row in report.rows]
     rows += [_missing(name, one, request) for name, one in made.items() if one.int8 is None]
+    order = list(made)
     return replace(
         report,
-        rows=tuple(sorted(rows, key=lambda row: list(made).index(row.model))),
-        inputs={renamed[model]: origin for model, origin in report.inputs.items()},
+        rows=tuple(sorted(rows, key=lambda row: order.index(row.model))),
         published={name: PUBLISHED.get(name, ()) for name in made},
         titles={name: TITLES.get(name, name) for name in made},
         notes=(*report.notes, _RANDOM),
     )
 
 
-@dataclass(frozen=True)
-class _Made:
-    fp32: Path
-    int8: Path | None
-    why_not: str = ""
-
-
-def _made(name: str, request: ReferenceRequest, progress: Progress) -> _Made:
-    """The model's two files. Both are cheap when they are there: the search resumes and finds itself done."""
+def _made(name: str, request: ReferenceRequest, progress: Progress) -> Made:
+    """Its files. All of it is cheap when it is there: the search finds itself done."""
     home = request.work / name
-    fp32 = zoo.build(name, home, progress=progress)
+    fp32 = zoo.build(name, home, progress=_named(f"build {name}", progress))
     wish = QuantiseRequest(fp32, budget_s=request.budget_s, threads=request.threads)
-    report = quantise_model(wish, home / "int8", progress)
+    report = quantise_model(wish, home / "int8", _named(f"quantise {name}", progress))
     if report.exit_code != 0:
-        return _Made(fp32, None, report.conclusion.splitlines()[0])
-    return _Made(fp32, home / "int8" / f"{report.name}.onnx")
+        return Made(fp32, None, report.conclusion.splitlines()[0])
+    return Made(fp32, home / "int8" / f"{report.name}.onnx")
 
 
-def _plain_name(row: Row) -> str:
-    return "FP32" if row.precision == "fp32" else row.precision.upper()
+def _named(step: str, progress: Progress) -> Progress:
+    return lambda what, done, total: progress(f"{step}: {what}", done, total)
 
 
-def _missing(name: str, made: _Made, request: ReferenceRequest) -> Row:
+def _missing(name: str, made: Made, request: ReferenceRequest) -> Row:
     return Row(
         model=name,
         name="INT8",
