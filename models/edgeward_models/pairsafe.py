@@ -112,6 +112,8 @@ class _Reader:
         self.requantised = requantised(model.graph)
 
     def bound(self, node: onnx.NodeProto) -> PairBound | None:
+        if node.op_type == "DynamicQuantizeLSTM":
+            return self._recurrent(node)
         weights = self._weights(node)
         if weights is None:
             return None
@@ -121,13 +123,17 @@ class _Reader:
         if "Conv" in node.op_type:
             if groups > 1 and weights.shape[1] == 1 and weights.shape[0] == groups:
                 return PairBound(node.name, node.op_type, 0)
-            rows = kernel_rows("Conv", weights, 0)
-        else:
-            transposed = bool(_attribute(node, "transB", 0))
-            rows = kernel_rows("Gemm", weights.reshape(-1, *weights.shape[-2:])[0], 0 if transposed else 1)
-            if weights.ndim > 2:
-                rows = np.concatenate([matrix.T for matrix in weights.reshape(-1, *weights.shape[-2:])])
-        worst = int(pair_sums(rows.astype(np.int32)).max(initial=0)) * LARGEST_ACTIVATION
+            return PairBound(node.name, node.op_type, _worst(kernel_rows("Conv", weights, 0)))
+        transposed = bool(_attribute(node, "transB", 0))
+        matrices = weights.reshape(-1, *weights.shape[-2:])
+        worst = max(_worst(matrix if transposed else matrix.T) for matrix in matrices)
+        return PairBound(node.name, node.op_type, worst)
+
+    def _recurrent(self, node: onnx.NodeProto) -> PairBound:
+        """Of the weights for the input and for the state: (directions, K, 4 x hidden) each."""
+        tensors = [self.constants[name] for name in node.input[1:3] if name in self.constants]
+        arrays = [numpy_helper.to_array(tensor) for tensor in tensors]
+        worst = max((_worst(m.T) for a in arrays if a.dtype == np.int8 for m in a), default=0)
         return PairBound(node.name, node.op_type, worst)
 
     def _weights(self, node: onnx.NodeProto) -> Weights | None:
@@ -162,6 +168,10 @@ class _Reader:
             return False  # quantised while it runs, to u8
         tensor = self.constants.get(zero)
         return tensor is not None and tensor.data_type == onnx.TensorProto.INT8
+
+
+def _worst(rows: Weights) -> int:
+    return int(pair_sums(rows.astype(np.int32)).max(initial=0)) * LARGEST_ACTIVATION
 
 
 def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:

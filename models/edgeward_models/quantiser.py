@@ -134,7 +134,7 @@ def _nodes(graph: Graph, scheme: Scheme, ranges: Ranges, name: str) -> list[str]
 def _tensors(ranges: Ranges) -> Any:
     from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
 
-    limits = {
+    limits: dict[str, Any] = {
         name: TensorData(lowest=np.float32(low), highest=np.float32(high))
         for name, (low, high) in ranges.items()
     }

@@ -25,7 +25,8 @@ class Scheme:
     activations: Literal["u8", "s8"] = "u8"
     weights: Literal["s8", "s7", "pair"] = "pair"
     """s8: 8 bits. s7: 7 bits (ONNX Runtime's reduce_range). pair: 8 bits, the scale of each channel as fine
-    as it can be without any two neighbours that an x86 kernel adds in 16 bits saturating (pairsafe.py)."""
+    as it can be without two neighbours that an x86 kernel adds in 16 bits saturating (pairsafe.py); dynamic
+    schemes have s7 instead."""
     calibration: Calibration = "minmax"
     per_channel: bool = True
     symmetric_activations: bool = False
@@ -44,7 +45,7 @@ class Scheme:
         if self.method == "fp16":
             parts = ["fp16"]
         elif self.method == "dynamic":
-            parts = [f"dynamic x {self.weights}"]
+            parts = [f"dynamic x {'s8' if self.weights == 's8' else 's7'}"]
         else:
             parts = [f"{self.activations} x {self.weights}", self.calibration]
         if self.symmetric_activations:
@@ -181,7 +182,12 @@ TARGETS: dict[str, Target] = {
             "x86_64",
             "CPUExecutionProvider",
             TargetHints(arch=("x86_64",), providers=("CPU", "OpenVINO")),
-            (_STATIC, replace(_STATIC, weights="s8"), replace(_STATIC, weights="s7"), Scheme("dynamic")),
+            (
+                _STATIC,
+                replace(_STATIC, weights="s8"),
+                replace(_STATIC, weights="s7"),
+                Scheme("dynamic", weights="s7"),
+            ),
             _CPU,
         ),
         Target(

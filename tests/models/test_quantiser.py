@@ -272,6 +272,20 @@ def test_dynamic_keeps_what_is_named_in_float(transformer: Made) -> None:
     assert Counter(node.op_type for node in graph_of(file).node)["MatMulInteger"] == 4
 
 
+def test_recurrent_weights_are_proven_too(tmp_path: Path) -> None:
+    net = Net()
+    x = net.matmul("x", 8, 8, name="mm")
+    w, r = (net.constant(np.abs(net.rng.standard_normal((1, 16, k))).astype(np.float32)) for k in (8, 4))
+    y = net.op("LSTM", x, w, r, outputs=3, hidden_size=4, name="lstm")[0]
+    made = Made(net.save(tmp_path / "m.onnx", {"x": (3, 1, 8)}, {"y": y}), tmp_path)
+    for weights, safe in (("s8", False), ("s7", True)):
+        file = made.quantise(Scheme("dynamic", weights=weights))  # type: ignore[arg-type]
+        bounds = {bound.op: bound for bound in worst_pairs(file)}
+        assert set(bounds) == {"DynamicQuantizeLSTM", "MatMulInteger"}
+        assert bounds["DynamicQuantizeLSTM"].safe is safe
+        assert made.sqnr(file) > 20
+
+
 # --- bad input
 
 

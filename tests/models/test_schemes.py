@@ -16,6 +16,7 @@ def test_a_title_says_what_differs() -> None:
     kept = Scheme("static", weights="s7", calibration="percentile", keep_float=tuple("abcdef"))
     assert kept.title == "u8 x s7, percentile, 6 layers float"
     assert Scheme("fp16").title == "fp16"
+    assert Scheme("dynamic").title == "dynamic x s7"
     assert Scheme("dynamic", weights="s8", operators=("MatMul",)).title == "dynamic x s8, MatMul"
     assert TARGETS["tensorrt"].schemes[0].title == "s8 x s8, minmax, symmetric, float outputs"
 
