@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from edgeward_models.export import archives
 from edgeward_models.export.archives import kind_of, refuse_untrusted
+from edgeward_models.export.dispatch import export_source
 from edgeward_models.export.inputs import (
     DTYPES,
     MAX_ELEMENTS,
@@ -279,6 +281,24 @@ def test_whatever_the_bytes_are_no_other_error_comes(
         path.write_bytes(content)
         with contextlib.suppress(EdgewardError):
             kind_of(path)
+
+
+@pytest.mark.skipif(bool(find_spec("torch")), reason="PyTorch is installed here")
+def test_a_library_that_is_not_installed_is_named_with_its_extra(tmp_path: Path) -> None:
+    path = archive(tmp_path / "m.pt", **{"m/code/__torch__.py": b"", "m/constants.pkl": b""})
+    with pytest.raises(Rejected, match="not installed: torch") as told:
+        export_source(str(path), tmp_path / "m.onnx")
+    assert "[ctl,models,torch]" in told.value.next_step
+
+
+@pytest.mark.skipif(bool(find_spec("ultralytics")), reason="Ultralytics is installed here")
+def test_a_checkpoint_without_its_package_says_how_to_get_on(tmp_path: Path) -> None:
+    path = archive(tmp_path / "yolo.pt", **{"m/data.pkl": b"\x80\x02cultralytics.nn.tasks\nDetectionModel\n"})
+    with pytest.raises(Rejected, match="runs whatever code"):
+        export_source(str(path), tmp_path / "m.onnx")
+    with pytest.raises(Rejected, match=r"ultralytics is not installed\. .* AGPL") as told:
+        export_source(str(path), tmp_path / "m.onnx", trust=True)
+    assert "yolo export model=yolo.pt format=onnx" in told.value.next_step
 
 
 def test_what_runs_code_is_refused_unless_trusted(tmp_path: Path) -> None:

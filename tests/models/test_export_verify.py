@@ -14,7 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from edgeward_models.export.document import PROVENANCE_KEY, clean, finish, keep_outputs, settle_outputs
+from edgeward_models.export.document import (
+    PROVENANCE_KEY,
+    clean,
+    finish,
+    join_columns,
+    keep_outputs,
+    settle_outputs,
+)
 from edgeward_models.export.publish import Candidate, Subject, publish
 from edgeward_models.export.report import ExportOptions, NotExported
 from edgeward_models.export.verify import Step, Tolerance, Trial, fault_of, verify, worst_element
@@ -227,6 +234,24 @@ def test_only_the_outputs_that_are_kept_keep_their_nodes(tmp_path: Path) -> None
     onnx.checker.check_model(model)
     keep_outputs(model, ["logits"])
     assert len(graph.node) == 5
+
+
+def test_inputs_for_columns_become_one(tmp_path: Path) -> None:
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Sub", ["sepal length", "b"], ["y"])],
+        "g",
+        [value("sepal length", 1, [None, 1]), value("b", 1, [None, 1])],
+        [value("y", 1, [None, 1])],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    join_columns(model, "features", ["sepal length", "b"])
+    onnx.checker.check_model(model)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    session = open_exact(tmp_path / "m.onnx")
+    rows = np.array([[5, 2], [1, 4]], np.float32)
+    np.testing.assert_array_equal(session.run({"features": rows})[0], [[3], [-3]])
+    session.close()
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def _export(
             f"{source} holds weights only, not the module that they belong to.", archives.WEIGHTS_ONLY
         )
     raise Rejected(
-        f"{source} is a {type(model).__name__}, and no model that can be exported.",
+        f"{source} gives {type(model).__name__}, and no model that can be exported.",
         "It must be a torch.nn.Module, (module, example inputs), or a fitted scikit-learn estimator.",
     )
 
@@ -151,7 +151,7 @@ def _built(module_name: str, name: str) -> Any:
     if _is_torch(made) or (_is_sklearn(made) and not isinstance(made, type)):
         return made
     if not callable(made):
-        raise Rejected(f"{module_name}:{name} is a {type(made).__name__}, not callable.")
+        raise Rejected(f"{module_name}:{name} is neither a model nor callable, but {type(made).__name__}.")
     try:
         with _others_code():
             return made()

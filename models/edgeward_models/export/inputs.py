@@ -160,7 +160,8 @@ def _load(path: Path) -> Mapping[str, Array]:
             loaded = np.load(stream, allow_pickle=False)
             if not isinstance(loaded, np.lib.npyio.NpzFile):
                 raise Rejected(f"{path.name} is one array.", "Save it with numpy.savez(path, NAME=rows).")
-            if sum(part.file_size for part in loaded.zip.infolist()) > MAX_SAMPLES_BYTES:
+            parts = loaded.zip.infolist() if loaded.zip is not None else []
+            if sum([part.file_size for part in parts]) > MAX_SAMPLES_BYTES:
                 raise Rejected(
                     f"{path.name} holds more than {MAX_SAMPLES_BYTES >> 20} MB.", "Give fewer rows."
                 )
