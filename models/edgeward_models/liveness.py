@@ -32,7 +32,7 @@ _IN_PLACE = frozenset(
         *("Add", "Sub", "Mul", "Div", "Sqrt", "Exp", "Neg", "Abs", "Where", "BatchNormalization"),
     }
 )
-_BITS = {
+_BITS: dict[int, int] = {
     TensorProto.FLOAT: 32,
     TensorProto.UINT8: 8,
     TensorProto.INT8: 8,
@@ -123,7 +123,9 @@ class _Plan:
             if taken is None:
                 self.alive += self._sizes.get(name, 0)
             end = math.inf if name in self._own else self._reads.get(name, k)
-            self._last[self._root[name]] = max(self._last.get(self._root[name], 0), end)
+            root = self._root[name]
+            if root not in self._inputs:  # those are alive to the end, whatever reads their views
+                self._last[root] = max(self._last.get(root, 0), end)
         self.most = self.alive
         for name in [one for one, last in self._last.items() if last <= k]:
             self.alive -= self._sizes.get(name, 0)

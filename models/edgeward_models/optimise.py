@@ -39,6 +39,7 @@ from edgeward_models.fusions import (
 from edgeward_models.graph import all_graphs, load_graph, skeleton, weights_of
 from edgeward_models.inspect import Inspection, inspect_model
 from edgeward_models.liveness import Peak, peak_activations
+from edgeward_models.made_names import set_apart
 from edgeward_models.optimiser import fuse_transformer
 from edgeward_models.progress import Progress, silent
 from edgeward_models.race import Contender, Timing, race
@@ -126,6 +127,13 @@ class OptimiseReport:
     inputs: str
     machine: machine.Machine
     notes: tuple[str, ...]
+    fault: str = ""
+    """Why the optimised file does not load as a device loads it."""
+
+    @property
+    def right(self) -> bool:
+        """Whether it can be used at all."""
+        return self.same and not self.fault
 
     @property
     def folded(self) -> int:
@@ -164,7 +172,7 @@ def optimise(request: OptimiseRequest, progress: Progress = silent) -> OptimiseR
         made = _Maker(request, inspection.whole, before, fed, scratch).make()
         after = load_graph(made.file)
         write_whole(request.out, made.file.read_bytes())
-        at_load = _fused_at_load(made.file, after, scratch)
+        at_load, fault = _fused_at_load(made.file, after, scratch)
         step(2)
         differences = compare(inspection.whole, made.file, fed)
         step(3)
@@ -188,6 +196,7 @@ def optimise(request: OptimiseRequest, progress: Progress = silent) -> OptimiseR
             inputs=fed.origin,
             machine=machine.facts(),
             notes=made.notes + _cautions(after, before, request),
+            fault=fault,
         )
 
 
@@ -299,21 +308,25 @@ class _Maker:
 def _tidy(path: Path, before: onnx.ModelProto) -> None:
     """Only the operator sets that are used, the original's metadata, and bytes that do not vary."""
     model = onnx.load(str(path))
-    used = {node.domain for graph in all_graphs(model.graph) for node in graph.node} | {
-        node.domain for function in model.functions for node in function.node
-    }
+    used = {node.domain for graph in all_graphs(model.graph) for node in graph.node}
+    used |= {node.domain for function in model.functions for node in function.node}
     kept = [entry for entry in model.opset_import if entry.domain in used or entry.domain == ""]
     del model.opset_import[:]
     model.opset_import.extend(kept)
     if not model.metadata_props:
         model.metadata_props.extend(before.metadata_props)
+    set_apart(model, before)
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def _fused_at_load(path: Path, after: onnx.ModelProto, scratch: Path) -> list[Fusion]:
+def _fused_at_load(path: Path, after: onnx.ModelProto, scratch: Path) -> tuple[list[Fusion], str]:
+    """What a device's session fuses when it loads the file; or why it does not load."""
     loaded = scratch / "loaded.onnx"
-    save_optimised(path, _plan("all", 1), loaded)
-    return fusions(after, load_graph(loaded))
+    try:
+        save_optimised(path, _plan("all", 1), loaded)
+    except NotLoaded as error:
+        return [], error.what
+    return fusions(after, load_graph(loaded)), ""
 
 
 def _side(size: int, model: onnx.ModelProto, fed: Fed) -> Side:
@@ -373,6 +386,7 @@ def plain(report: OptimiseReport) -> dict[str, Any]:
         "machine": report.machine.plain(),
         "folded": report.folded,
         "same": report.same,
+        "right": report.right,
     }
     table["differences"] = [
         asdict(d) | {"worst": d.worst if math.isfinite(d.worst) else None} for d in report.differences

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -26,7 +26,7 @@ SUFFIXES = (".svg", ".png")
 _COLOURS = {"fp32": "#8a97a8", "fp16": "#4f9d8b", "int8": "#2563a8"}
 _OURS, _OTHERS = "#2563a8", "#c7ced8"
 _CLEAR = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.hashsalt": "edgeward",
     "font.family": "DejaVu Sans",  # it comes with matplotlib
     "font.size": 9,
@@ -90,7 +90,7 @@ def _latencies(axes: Axes, report: BenchReport, rows: Sequence[Row]) -> None:
     for row in rows:
         if row.model != last:
             at += 0.9 if last else 0.0
-            axes.text(0, at - 0.62, title(report, row.model), fontweight="bold", va="center", bbox=_CLEAR)
+            _head(axes, at, title(report, row.model))
             last = row.model
         assert row.p50_ms is not None
         p99 = row.p99_ms or row.p50_ms
@@ -113,6 +113,19 @@ def _latencies(axes: Axes, report: BenchReport, rows: Sequence[Row]) -> None:
     axes.set_title("Latency")
 
 
+def _head(axes: Axes, at: float, text: str) -> None:
+    """A model's name above its bars, clear of the axis."""
+    axes.annotate(
+        text,
+        (0, at - 0.62),
+        xytext=(5, 0),
+        textcoords="offset points",
+        va="center",
+        fontweight="bold",
+        bbox=_CLEAR,
+    )
+
+
 def _speed_ups(axes: Axes, report: BenchReport, models: Sequence[str]) -> None:
     """FP32 over INT8: ours and what was published."""
     at, places, labels = 0.0, [], []
@@ -122,7 +135,7 @@ def _speed_ups(axes: Axes, report: BenchReport, models: Sequence[str]) -> None:
         bars = [("here", ours, _OURS)] + [
             (f"published, {one.platform}", one.speed_up, _OTHERS) for one in report.published[model]
         ]
-        axes.text(0, at - 0.62, title(report, model), fontweight="bold", va="center", bbox=_CLEAR)
+        _head(axes, at, title(report, model))
         for label, value, colour in bars:
             axes.barh(at, value or 0.0, height=0.62, color=colour)
             told = f"{value:.2f} ×" if value else "INT8 not offered"

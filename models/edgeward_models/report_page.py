@@ -69,7 +69,7 @@ def page(report: OptimiseReport) -> str:
         f'<p class="dim">{escape(report.out.name)} · treated as a {report.kind} · compared on'
         f" {escape(report.inputs)}</p>",
         _tiles(tiles(report)),
-        *(f'<p class="note">{escape(note)}</p>' for note in report.notes),
+        *(f'<p class="note">{escape(note)}</p>' for note in _notes(report)),
         _section("Fusions", _fusions(report)),
         _section("Operators", _operators(report)),
         *([_section("Latency", _latency(report))] if report.timings else []),
@@ -83,6 +83,12 @@ def page(report: OptimiseReport) -> str:
         + "\n".join(parts)
         + "\n</body>\n</html>\n"
     )
+
+
+def _notes(report: OptimiseReport) -> list[str]:
+    if not report.fault:
+        return list(report.notes)
+    return [f"It does not load as a device loads it: {report.fault} Do not use it.", *report.notes]
 
 
 def tiles(report: OptimiseReport) -> list[Tile]:

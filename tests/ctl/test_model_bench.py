@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from edgeward_ctl.cli import main
 from runtime import builders
 
+PLOTS = find_spec("matplotlib") is not None
 AGENT_CTL = Path(sys.executable).parent / "agent-ctl"
 
 
@@ -63,7 +65,7 @@ def test_what_does_not_run_is_a_row_and_exit_code_1(pair: tuple[Path, Path]) -> 
         (["--reference", "--only", "alexnet", "--work", "nowhere"], "The zoo has no model 'alexnet'"),
         (["--reference", "--budget", "soon"], "no length of time"),
         (["nowhere.onnx"], "There is no file nowhere.onnx"),
-        (["m.onnx", "--plot", "p.pdf"], "neither SVG nor PNG"),
+        (["m.onnx", "--plot", "p.pdf"], "neither SVG nor PNG" if PLOTS else "not installed: matplotlib"),
         (["m.onnx", "--on", "cam-1", "--plot", "p.svg"], "--plot does not go with --on"),
         (["a.onnx", "b.onnx", "--on", "cam-1"], "one model at a time"),
     ],

@@ -61,9 +61,12 @@ def convolution_block(size: int = 8, channels: int = 8, seed: int = 0) -> onnx.M
 
 
 def attention_block(
-    steps: int = 8, width: int = 16, heads: int = 2, opset: int = 17, seed: int = 0
+    steps: int = 8, width: int = 16, heads: int = 2, opset: int = 17, seed: int = 0, normed: bool = False
 ) -> onnx.ModelProto:
-    """x (1, steps, width) -> self-attention, sum, LayerNorm, GELU: written out as PyTorch's exporter does."""
+    """x (1, steps, width) -> self-attention, sum, LayerNorm, GELU: written out as PyTorch's exporter does.
+
+    `normed` puts another LayerNorm before it, where a network's next block would have one.
+    """
     rng = np.random.default_rng(seed)
     weights: dict[str, np.ndarray] = {
         "heads": np.array([1, steps, heads, width // heads], np.int64),
@@ -81,31 +84,34 @@ def attention_block(
         weights[f"{name}.b"] = rng.standard_normal(width).astype(np.float32) * 0.1
         return op("Add", f"{name}.b", op("MatMul", source, f"{name}.w", out=f"{name}.m"), out=name)
 
+    source = _layer_norm("x", "first.", width, weights, op, opset) if normed else "x"
+
     def split(name: str, perm: list[int]) -> str:
-        reshaped = op("Reshape", linear("x", name), "heads", out=f"{name}.r")
+        reshaped = op("Reshape", linear(source, name), "heads", out=f"{name}.r")
         return op("Transpose", reshaped, out=f"{name}.t", perm=perm)
 
     query, key, value = split("q", [0, 2, 1, 3]), split("k", [0, 2, 3, 1]), split("v", [0, 2, 1, 3])
     scaled = op("Div", op("MatMul", query, key, out="qk"), "root", out="scaled")
     mixed = op("MatMul", op("Softmax", scaled, out="share", axis=-1), value, out="mixed")
     joined = op("Reshape", op("Transpose", mixed, out="mixed.t", perm=[0, 2, 1, 3]), "back", out="joined")
-    total = op("Add", "x", linear(joined, "o"), out="total")
-    normed = _layer_norm(total, width, weights, op, opset)
-    _gelu(linear(normed, "f"), weights, op)
+    total = op("Add", source, linear(joined, "o"), out="total")
+    _gelu(linear(_layer_norm(total, "", width, weights, op, opset), "f"), weights, op)
     return model_of(nodes, {"x": [1, steps, width]}, {"y": [1, steps, width]}, weights, opset)
 
 
-def _layer_norm(source: str, width: int, weights: dict, op: object, opset: int) -> str:
-    weights["gain"], weights["shift"] = np.full(width, 1.25, np.float32), np.full(width, 0.5, np.float32)
+def _layer_norm(source: str, mark: str, width: int, weights: dict, op: object, opset: int) -> str:
+    gain, shift = f"{mark}gain", f"{mark}shift"
+    weights[gain], weights[shift] = np.full(width, 1.25, np.float32), np.full(width, 0.5, np.float32)
     assert callable(op)
     if opset >= 17:
-        return str(op("LayerNormalization", source, "gain", "shift", out="normed", axis=-1, epsilon=1e-5))
+        return str(op("LayerNormalization", source, gain, shift, out=f"{mark}normed", axis=-1, epsilon=1e-5))
     weights["two"], weights["epsilon"] = np.float32(2), np.float32(1e-5)
-    centred = op("Sub", source, op("ReduceMean", source, out="mean", axes=[-1]), out="centred")
-    variance = op("ReduceMean", op("Pow", centred, "two", out="squared"), out="variance", axes=[-1])
-    spread = op("Sqrt", op("Add", variance, "epsilon", out="variance.e"), out="spread")
-    unit = op("Div", centred, spread, out="unit")
-    return str(op("Add", op("Mul", unit, "gain", out="gained"), "shift", out="normed"))
+    centred = op("Sub", source, op("ReduceMean", source, out=f"{mark}mean", axes=[-1]), out=f"{mark}centred")
+    squared = op("Pow", centred, "two", out=f"{mark}squared")
+    variance = op("ReduceMean", squared, out=f"{mark}variance", axes=[-1])
+    spread = op("Sqrt", op("Add", variance, "epsilon", out=f"{mark}variance.e"), out=f"{mark}spread")
+    unit = op("Div", centred, spread, out=f"{mark}unit")
+    return str(op("Add", op("Mul", unit, gain, out=f"{mark}gained"), shift, out=f"{mark}normed"))
 
 
 def _gelu(source: str, weights: dict, op: object) -> str:

@@ -82,6 +82,10 @@ def test_views_take_nothing_and_keep_their_buffer_alive() -> None:
     assert (found.bytes, found.total) == (3 * ROW, 2 * ROW)
 
 
+def test_a_view_that_nobody_reads_does_not_end_the_input() -> None:
+    assert peak([node("Flatten", "x", "v"), node("MatMul", "x w", "y")]).bytes == 2 * ROW
+
+
 def test_an_output_in_the_middle_stays_to_the_end() -> None:
     nodes = [node("MatMul", "x w", "m"), node("MatMul", "m w", "a"), node("MatMul", "a w", "y")]
     assert peak(nodes, {"m": [1, 4], "y": [1, 4]}).bytes == 4 * ROW

@@ -58,7 +58,7 @@ def command(
     seconds: Annotated[float, typer.Option(min=0, max=600, help="How long both race; 0: not at all.")] = 2.0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
-    """Optimise a file's graph and say what that changed. Exit code 1: the outputs differ."""
+    """Optimise a file's graph and say what that changed. Exit code 1: the result is not to be used."""
     from edgeward_ctl import screen
 
     with needing("models"):
@@ -77,7 +77,7 @@ def command(
         screen.print_json(models.plain(report))
     else:
         _print(report)
-    raise typer.Exit(0 if report.same else 1)
+    raise typer.Exit(0 if report.right else 1)
 
 
 def _print(report: OptimiseReport) -> None:
@@ -97,6 +97,8 @@ def _print(report: OptimiseReport) -> None:
         out.print()
         out.print(_timings(report))
         screen.say(report_page.at_load_line(report))
+    if report.fault:
+        screen.say(f"The optimised file does not load as a device loads it: {report.fault} Do not use it.")
     for note in report.notes:
         screen.say(f"note: {note}")
     screen.say(f"{report.out}: level {report.level}, compared on {report.inputs}.")
