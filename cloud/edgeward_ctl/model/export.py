@@ -24,56 +24,67 @@ class Exporter(str, Enum):
     torchscript = "torchscript"
 
 
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="package.module:callable that returns the model, or a file: .pt, .pth, .pt2, .joblib, .pkl.",
+        show_default=False,
+    ),
+]
+Out = Annotated[Path, typer.Option("--out", help="Where the ONNX file goes.", show_default=False)]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        help="NAME=1x3x224x224:float32, once for each; N where the batch stays open.",
+        show_default="the examples'",
+    ),
+]
+Outputs = Annotated[
+    list[str] | None, typer.Option("--output", help="A name for each output, in their order.")
+]
+States = Annotated[
+    list[str] | None, typer.Option("--state", help="INPUT=OUTPUT: carried from run to run, from zero.")
+]
+DynamicBatch = Annotated[
+    bool, typer.Option("--dynamic-batch", help="Leave the first dimension of all inputs open.")
+]
+Which = Annotated[Exporter, typer.Option(help="Of PyTorch. auto: dynamo, and torchscript where that fails.")]
+Opset = Annotated[int | None, typer.Option(help="ONNX's operator set.", show_default="18")]
+Purpose = Annotated[
+    str | None, typer.Option(help="What it is for: classification, detection ...", show_default=False)
+]
+Labels = Annotated[
+    Path | None, typer.Option(help="The classes' names, one a line.", show_default="the estimator's own")
+]
+Samples = Annotated[
+    Path | None, typer.Option(help="An .npz of inputs to verify with.", show_default="seeded noise")
+]
+Rtol = Annotated[float | None, typer.Option(help="Allowed beside |expected|.", show_default="0.001")]
+Atol = Annotated[float | None, typer.Option(help="Allowed besides.", show_default="0.0001")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the noise.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Read a pickle: that runs whatever code is in it.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+
+
 def command(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="package.module:callable that returns the model, or a file: .pt, .pth, .pt2, .joblib, .pkl.",
-            show_default=False,
-        ),
-    ],
+    source: Source,
     *,
-    out: Annotated[Path, typer.Option("--out", help="Where the ONNX file goes.", show_default=False)],
-    inputs: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--input",
-            help="NAME=1x3x224x224:float32, once for each; N where the batch stays open.",
-            show_default="the examples'",
-        ),
-    ] = None,
-    outputs: Annotated[
-        list[str] | None, typer.Option("--output", help="A name for each output, in their order.")
-    ] = None,
-    states: Annotated[
-        list[str] | None,
-        typer.Option("--state", help="INPUT=OUTPUT: carried from run to run, from zero."),
-    ] = None,
-    dynamic_batch: Annotated[
-        bool, typer.Option("--dynamic-batch", help="Leave the first dimension of all inputs open.")
-    ] = False,
-    exporter: Annotated[
-        Exporter, typer.Option(help="Of PyTorch. auto: dynamo, and torchscript where that fails.")
-    ] = Exporter.auto,
-    opset: Annotated[int | None, typer.Option(help="ONNX's operator set.", show_default="18")] = None,
-    task: Annotated[
-        str | None, typer.Option(help="What it is for: classification, detection ...", show_default=False)
-    ] = None,
-    labels: Annotated[
-        Path | None, typer.Option(help="The classes' names, one a line.", show_default="the estimator's own")
-    ] = None,
-    samples: Annotated[
-        Path | None, typer.Option(help="An .npz of inputs to verify with.", show_default="seeded noise")
-    ] = None,
-    rtol: Annotated[
-        float | None, typer.Option(help="Allowed beside |expected|.", show_default="0.001")
-    ] = None,
-    atol: Annotated[float | None, typer.Option(help="Allowed besides.", show_default="0.0001")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
-    trust: Annotated[
-        bool, typer.Option("--trust", help="Read a pickle: that runs whatever code is in it.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    out: Out,
+    inputs: Inputs = None,
+    outputs: Outputs = None,
+    states: States = None,
+    dynamic_batch: DynamicBatch = False,
+    exporter: Which = Exporter.auto,
+    opset: Opset = None,
+    task: Purpose = None,
+    labels: Labels = None,
+    samples: Samples = None,
+    rtol: Rtol = None,
+    atol: Atol = None,
+    seed: Seed = 0,
+    trust: Trust = False,
+    as_json: Json = False,
 ) -> None:
     """Export a model, and prove that the file gives its outputs. Exit code 1: it does not; no file."""
     from edgeward_ctl import screen
