@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from edgeward_models import machine
+from edgeward_models.bench_files import by_ports, inspected, names_of
 from edgeward_models.feeding import Fed, feed
 from edgeward_models.footprint import measure
-from edgeward_models.inspect import Inspection, inspect_model
+from edgeward_models.inspect import Inspection
 from edgeward_models.machine import Machine
 from edgeward_models.progress import Progress, silent
 from edgeward_models.race import MAX_RUNS, Contender, Timing, race
@@ -144,8 +145,8 @@ def bench(request: BenchRequest, progress: Progress = silent) -> BenchReport:
     """
     _check(request)
     with tempfile.TemporaryDirectory(prefix="edgeward-bench-") as scratch:
-        found = [_inspected(file, Path(scratch), k) for k, file in enumerate(dict.fromkeys(request.files))]
-        return _measured(_by_ports(found), request, progress)
+        found = [inspected(file, Path(scratch), k) for k, file in enumerate(dict.fromkeys(request.files))]
+        return _measured(by_ports(found), request, progress)
 
 
 def bench_models(
@@ -159,7 +160,7 @@ def bench_models(
     with tempfile.TemporaryDirectory(prefix="edgeward-bench-") as scratch:
         place = Path(scratch)
         groups = {
-            name: [_inspected(file, place / name, k) for k, file in enumerate(files)]
+            name: [inspected(file, place / name, k) for k, file in enumerate(files)]
             for name, files in models.items()
         }
         return _measured(groups, request, progress)
@@ -254,53 +255,7 @@ def gate(row: Row) -> float:
     return 0.98 if row.precision == "fp16" else 0.99
 
 
-# --- files of one model
-
-
-def _inspected(file: Path, scratch: Path, k: int) -> Inspection:
-    home = scratch / str(k)
-    home.mkdir(parents=True)
-    return inspect_model(file, scratch=home)
-
-
-def _by_ports(found: Sequence[Inspection]) -> dict[str, list[Inspection]]:
-    """Files of one model, by the name of its first one in FP32."""
-    groups: list[list[Inspection]] = []
-    for one in found:
-        mine = next((group for group in groups if _alike(group[0], one)), None)
-        if mine is None:
-            groups.append([one])
-        else:
-            mine.append(one)
-    named: dict[str, list[Inspection]] = {}
-    for group in groups:
-        first = min(group, key=lambda one: one.facts.precision != "fp32").facts.path
-        name = first.stem if first.stem not in named else str(first)
-        named[name] = group
-    return named
-
-
-def _alike(one: Inspection, other: Inspection) -> bool:
-    """Whether two files can be the same model: ports of the same names, types and lengths."""
-    mine, theirs = (one.facts.inputs + one.facts.outputs, other.facts.inputs + other.facts.outputs)
-    return len(mine) == len(theirs) and all(
-        (a.name, a.dtype, len(a.shape)) == (b.name, b.dtype, len(b.shape))
-        and all(
-            x == y or isinstance(x, str) or isinstance(y, str) for x, y in zip(a.shape, b.shape, strict=True)
-        )
-        for a, b in zip(mine, theirs, strict=True)
-    )
-
-
-def _names(group: Sequence[Inspection]) -> list[str]:
-    """File names without suffix, with their directory where two are the same."""
-    stems = [one.facts.path.stem for one in group]
-    return [
-        one.facts.path.stem
-        if stems.count(one.facts.path.stem) == 1
-        else f"{one.facts.path.resolve().parent.name}/{one.facts.path.stem}"
-        for one in group
-    ]
+# --- one model
 
 
 @dataclass(frozen=True)
@@ -315,7 +270,7 @@ class _Group:
         found: list[tuple[Row, Contender]] = []
         truth = _exact(self.group[0].whole, self.fed)
         for provider in self.request.providers:
-            for name, inspection in zip(_names(self.group), self.group, strict=True):
+            for name, inspection in zip(names_of(self.group), self.group, strict=True):
                 found.append(self._look(name, inspection, provider, truth))
         running = [contender for row, contender in found if not row.reason]
         timings = race(
