@@ -30,6 +30,9 @@ from edgeward_wire.errors import Rejected
 from edgeward_wire.verdict import Plan
 
 FINALISTS = 6
+BUDGET_ENDED = (
+    "The budget ended the search: run it again, or with a larger --budget, and it goes on from here."
+)
 _WALKS = 3
 _UNMEASURED = 32  # samples for what only its exact outputs can tell about
 TEST_SEED = 3
@@ -105,7 +108,7 @@ class _Hunt:
             if batch:
                 self._try(batch)
             elif left <= 0:
-                self.notes.append("The budget ended the search; with a larger --budget it may find more.")
+                self.notes.append(BUDGET_ENDED)
                 break
             elif not self._rank():
                 break
@@ -120,7 +123,9 @@ class _Hunt:
             return False
         self._say("ranking the layers")
         key = {**study.key, "scheme": root.key(), "count": study.effort.rank}
-        room = min(study.deadline - time.monotonic(), _RANK_SHARE * study.budget_s)
+        passes = any(study.aim.passes(one) for one in self.measured)
+        share = _RANK_SHARE / 2 if passes else _RANK_SHARE  # there is less to gain
+        room = min(study.deadline - time.monotonic(), share * study.budget_s)
 
         def make() -> list[dict[str, Any]]:
             layers = sensitivity.rank_layers(
@@ -150,7 +155,7 @@ class _Hunt:
             self._say(scheme.title)
             fresh.append(self._judged(scheme))
         files = [one.file for one in fresh if one.file is not None and not one.measured.excluded]
-        timings = iter(self._raced(files, max(0.3, min(2.0, self.study.budget_s / 300)), least=6)[1:])
+        timings = iter(self._raced(files, max(0.1, min(2.0, self.study.budget_s / 300)), least=6)[1:])
         self.found += [one if one.measured.excluded else one.timed(next(timings)) for one in fresh]
 
     def _judged(self, scheme: Scheme) -> Candidate:
@@ -158,7 +163,7 @@ class _Hunt:
         try:
             file = make_file(study, scheme)
         except Rejected as error:
-            return Candidate(Measured(scheme, excluded=error.what))
+            return Candidate(Measured(scheme, excluded=_in_its_name(study, error)))
         if search.needs_proof(self.target.hints) and (unproved := saturation(file)):
             return Candidate.of(scheme, file, Judged(unproved))
         return Candidate.of(scheme, file, judge(study, file, self.plan, scheme, study.effort.fit))
@@ -293,7 +298,7 @@ def _unmeasured(study: Study, target: Target, like: TargetReport | None) -> Targ
         file = make_file(study, base)
         candidate = Candidate.of(base, file, judge(study, file, None, base, few))
     except Rejected as error:
-        candidate = Candidate(Measured(base, excluded=error.what))
+        candidate = Candidate(Measured(base, excluded=_in_its_name(study, error)))
     judged = candidate.measured
     gate = study.must if target.schemes[0].method != "fp16" else Gate(sqnr_db=HALF_DB)
     notes = ["It could not be measured here: the device's probe decides whether it pays."]
@@ -311,6 +316,11 @@ def _unmeasured(study: Study, target: Target, like: TargetReport | None) -> Targ
         unsupported=tuple(unsupported(target, study.operators)),
         notes=tuple(notes),
     )
+
+
+def _in_its_name(study: Study, error: Rejected) -> str:
+    """What is wrong, said of the model rather than of the copy that was prepared."""
+    return error.what.replace(study.prepared.name, study.whole.name)
 
 
 def _timing(plain: Mapping[str, Any]) -> Timing:

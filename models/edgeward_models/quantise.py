@@ -5,7 +5,7 @@
 Invariants: what is offered was measured faster than FP32 on its target, gives its own exact outputs under
 the plan that runs here, and passed the gate on samples that neither calibrated nor searched; the model
 itself is never written to. All work lies in OUT/.work under keys of everything that it depends on: a run that
-was killed goes on where it was, a second run redoes nothing.
+was killed goes on where it was; a second run redoes nothing, and spends its budget on searching further.
 """
 
 from __future__ import annotations
@@ -93,8 +93,9 @@ def quantise_model(request: QuantiseRequest, out: Path, progress: Progress = sil
     with tempfile.TemporaryDirectory(prefix="edgeward-quantise-") as scratch:
         progress("reading", 0, 1)
         inspection = inspect_model(request.model, request.sidecar, request.flags, scratch=Path(scratch))
+        _check_model(inspection.facts)
         known = inspection.guess.complete(without=("labels",))
-        _check_model(inspection.facts, out / f"{known.name}.onnx")
+        _check_place(inspection.facts, out / f"{known.name}.onnx")
         samples = open_samples(known.contract, request.samples or known.samples, seed=request.seed)
         progress("reading", 1, 1)
         key = _key(request, inspection, samples)
@@ -130,6 +131,12 @@ def _targets(request: QuantiseRequest) -> list[Target]:
         raise Rejected(
             f"A drop of {request.max_drop:g} is no share.", "Give 0 to 0.99, e.g. --max-drop 0.01."
         )
+    if request.max_drop is not None and request.min_agreement is not None:
+        raise Rejected("--max-drop and --min-agreement say the same in two ways.", "Give one of them.")
+    if request.min_agreement is not None and not 0 < request.min_agreement <= 1:
+        raise Rejected(f"An agreement of {request.min_agreement:g} is no share.", "Give 0.01 to 1.")
+    if request.min_sqnr_db is not None and not -100 < request.min_sqnr_db < 200:
+        raise Rejected(f"An SQNR of {request.min_sqnr_db:g} dB is no gate.", "15 is usual, 30 is careful.")
     names = request.targets or (_own_target(),)
     for name in names:
         if name not in TARGETS:
@@ -146,7 +153,7 @@ def _own_target() -> str:
     raise Rejected(f"No target is of this machine's kind ({arch}).", f"Name one: {', '.join(TARGETS)}.")
 
 
-def _check_model(facts: Facts, offer: Path) -> None:
+def _check_model(facts: Facts) -> None:
     if facts.precision == "int8":
         raise Rejected(
             f"{facts.path.name} is INT8 already: {facts.int8_share * 100:.0f} % of its multiplications.",
@@ -159,6 +166,9 @@ def _check_model(facts: Facts, offer: Path) -> None:
             f"{facts.path.name} has no convolutions or matrix products: there is nothing to quantise.",
             'Deploy it as it is, with float = "reason" in its sidecar.',
         )
+
+
+def _check_place(facts: Facts, offer: Path) -> None:
     if offer.exists() and offer.samefile(facts.path):
         raise Rejected(f"{offer} is the model itself, and would be written over.", "Give another --out.")
 

@@ -72,7 +72,7 @@ def effort(run_s: float, budget_s: float, fit: int | None, test: int | None, sam
     keep = max(_LEAST, _KEPT_BYTES // max(1, sample_bytes))
     return Effort(
         fit=count(1 / 60, 24, min(512, keep), fit),
-        test=count(1 / 10, 64, 900, test),
+        test=count(1 / 16, 64, 900, test),
         calibrate=count(1 / 100, 16, 96, fit),
         exact=count(1 / 1000, 3, 8, fit),
         rank=count(1 / 2000, 2, 8, fit),
