@@ -39,11 +39,21 @@ ONE_IMPORTER = (
     "onnxruntime",
     "cv2",
     "uvicorn",
+    "matplotlib",
+    "pycocotools",
+    "sklearn",
+    "skl2onnx",
+    "torch",
+    "ultralytics",
 )
 # Tools around ONNX Runtime, each with its adapter; sessions are edgeward_runtime's alone.
 TOOLS = {"quantiser.py", "optimiser.py"}
 # Packages in which a whole folder stands for the adapter.
-FOLDERS = {("edgeward_cloud", "tuf"): "registry", ("edgeward_cloud", "securesystemslib"): "registry"}
+FOLDERS = {
+    ("edgeward_cloud", "tuf"): "registry",
+    ("edgeward_cloud", "securesystemslib"): "registry",
+    ("edgeward_models", "torch"): "export",
+}
 
 
 def modules(package: str) -> list[Path]:
