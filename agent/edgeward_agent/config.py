@@ -151,7 +151,11 @@ def _anchored(config: Config, directory: Path) -> Config:
 
 def _anchor(source: Source, directory: Path) -> Source:
     uri: str = source.uri
-    if uri.isdecimal() or "://" in uri or "!" in uri or os.path.isabs(uri):
+    if uri.isdecimal() or "://" in uri or "!" in uri or os.path.isabs(uri) or uri.startswith("mic:"):
         return source
-    change: dict[str, Any] = {"uri": str(directory / uri)}
+    beginning = "pipe:" if uri.startswith("pipe:") else ""
+    path = uri.removeprefix(beginning)
+    if beginning and path == "-":
+        return source
+    change: dict[str, Any] = {"uri": f"{beginning}{directory / path}"}
     return source.model_copy(update=change)

@@ -1,7 +1,11 @@
-"""One capture thread for each source: open, read, hand over; and again, for ever, when it goes away.
+"""One thread captures each source: open, read, hand over; and again, for ever, when it goes away.
 
 Invariants: a frame is stamped with the monotonic clock when it is captured; a source that is not there,
-ends, or stops delivering is reported once, and once when it is back; nothing is handed on in between.
+ends, or stops delivering is reported once, and once when it is back; nothing is handed on in between, and
+nothing is made up: sound that is missing is told with the chunk after it, and reported.
+
+A read that hangs for good leaves its thread behind and a fresh one opens the source again; no more than
+`MAX_STUCK` are ever left behind at a time, and one that comes back to life only cleans up after itself.
 """
 
 from __future__ import annotations
@@ -14,10 +18,16 @@ from edgeward_runtime.backoff import Backoff
 from edgeward_runtime.slots import Buffers, Frame, Slots
 from edgeward_runtime.sources import open_source
 from edgeward_runtime.sources.base import Source
+from edgeward_runtime.sources.framing import Framing
 from edgeward_runtime.sources.options import SourceOptions
 from edgeward_wire.errors import EdgewardError, Rejected, Unavailable
 
 STALE_S = 5.0
+STUCK_S = 30.0
+"""Longer than any time limit of a source: what takes longer will not come back by itself."""
+MAX_STUCK = 3
+GAPS_QUIET_S = 60.0
+"""Gaps in sound are reported together, so often."""
 END_OF_FILE = "end of file"
 _STEADY_S = 5.0
 _DEFAULT_FPS = 25.0
@@ -26,8 +36,8 @@ OnChange = Callable[[str, bool, str], None]
 """(source, up, detail), from the capture thread or from whoever calls `check_stale`."""
 
 
-class Capture(threading.Thread):
-    """Reads one source until `stop`. An exception that nobody foresaw goes to `on_crash`."""
+class Capture:
+    """Reads one source from `start` to `stop`. An exception that nobody foresaw goes to `on_crash`."""
 
     def __init__(
         self,
@@ -39,78 +49,153 @@ class Capture(threading.Thread):
         on_crash: Callable[[BaseException], None],
         backoff: Backoff | None = None,
     ) -> None:
-        super().__init__(name=f"capture-{options.name}", daemon=True)
-        self._index, self._options, self._slots = index, options, slots
-        self._on_change, self._on_crash = on_change, on_crash
-        self._backoff = backoff or Backoff()
-        self._stopping = threading.Event()
-        self._buffers = Buffers()
-        self._reading_since = 0.0
+        self.index, self.options, self.slots = index, options, slots
+        self.backoff = backoff or Backoff()
+        self.on_crash = on_crash
+        self._on_change = on_change
         self._up: bool | None = None
         self._detail = ""
-        self._report_lock = threading.Lock()
+        self._lock = threading.Lock()
+        """Of what is reported, and of who may report and hand over."""
+        self._reading = _Reading(self)
+        self._stuck: list[_Reading] = []
+        self._gaps = Gaps()
+        self._heard_until = 0.0
+        """When the last chunk of live sound ended that was handed over; 0: none was."""
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._reading.start()
 
     def stop(self) -> None:
         """Ask the thread to end; it may still be inside a read of the device."""
-        self._stopping.set()
+        self._reading.stopping.set()
+
+    def is_alive(self) -> bool:
+        """Whether its thread still runs."""
+        return self._reading.is_alive()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for its thread."""
+        self._reading.join(timeout)
 
     def check_stale(self, now: float) -> None:
         """Report the source as down when opening or reading takes too long. `now` is monotonic."""
-        since = self._reading_since
-        if since and now - since > STALE_S and self._up is not False:
-            self._report(False, f"no frame for {STALE_S:.0f} s")
+        reading = self._reading
+        since = reading.since
+        if not since or reading.stopping.is_set() or now - since <= STALE_S:
+            return
+        if self._up is not False:
+            self.report(reading, False, f"no frame for {STALE_S:.0f} s")
+        self._stuck = [old for old in self._stuck if old.is_alive()]
+        if now - since > STUCK_S and len(self._stuck) < MAX_STUCK:
+            self._replace(reading)
+
+    def _replace(self, reading: _Reading) -> None:
+        with self._lock:
+            reading.stopping.set()
+            self._stuck.append(reading)
+            self._reading = _Reading(self)
+        self._reading.start()
+
+    # --- called by the reading threads
+
+    def put(self, reading: _Reading, frame: Frame) -> bool:
+        """Hand a frame over, unless the reading was replaced meanwhile. False: there is no more to do."""
+        return reading is self._reading and self.slots.put(frame)
+
+    def report(self, reading: _Reading, up: bool, detail: str) -> None:
+        """Tell what changed, if it did."""
+        with self._lock:
+            if reading is not self._reading or (up is self._up and (up or detail == self._detail)):
+                return
+            self._up, self._detail = up, detail
+        self._on_change(self.options.name, up, detail)
+
+    def missed(self, fresh: bool, begin: float, end: float) -> float:
+        """Seconds that nobody heard before live sound from `begin` to `end`. `fresh`: it was just opened."""
+        before, self._heard_until = self._heard_until, end
+        return max(begin - before, 1e-3) if fresh and before else 0.0
+
+    def lost(self, seconds: float, now: float) -> None:
+        """Sound is missing: reported now, or with what will be missing in the next minute."""
+        detail = self._gaps.lost(seconds, now)
+        if detail and self._up:
+            self._on_change(self.options.name, True, detail)
+
+
+class _Reading(threading.Thread):
+    """The thread that reads, until it is told to stop or there is nothing more to come."""
+
+    def __init__(self, capture: Capture) -> None:
+        super().__init__(name=f"capture-{capture.options.name}", daemon=True)
+        self.stopping = threading.Event()
+        self.since = 0.0
+        """When the read began in which it is; 0 between reads."""
+        self._fresh = True
+        """Whether the source was opened since the last frame."""
+        self._capture, self._options = capture, capture.options
+        self._framing = Framing(self._options.rotate, self._options.crop)
+        self._buffers = Buffers()
+        self._unturned = None if not self._framing.copies else Buffers()
 
     def run(self) -> None:
+        backoff = self._capture.backoff
         try:
-            while not self._stopping.is_set():
+            while not self.stopping.is_set():
                 started = time.monotonic()
                 if self._attempt():
                     return
                 if time.monotonic() - started > _STEADY_S:
-                    self._backoff.reset()
-                self._stopping.wait(self._backoff.wait_s())
+                    backoff.reset()
+                self.stopping.wait(backoff.wait_s())
         except BaseException as error:  # noqa: BLE001  the thread's last act: its owner stops the process
-            self._on_crash(error)
+            self._capture.on_crash(error)
 
     def _attempt(self) -> bool:
         """Open and read once. True: there is nothing more to come."""
-        self._reading_since = time.monotonic()
+        self.since = time.monotonic()
         try:
             source = open_source(self._options)
         except EdgewardError as error:
             self._report(False, error.what)
             return False
         finally:
-            self._reading_since = 0.0
+            self.since = 0.0
+        self._fresh = True
         try:
             self._deliver(source)
         except EdgewardError as error:
             self._report(False, error.what)
             return False
         finally:
-            self._reading_since = 0.0
+            self.since = 0.0
             source.close()
-        if not self._stopping.is_set():
+        if not self.stopping.is_set():
             self._report(False, END_OF_FILE)
         return True
 
     def _deliver(self, source: Source) -> None:
         """Hand on frames until the source ends. Raises Unavailable when it fails or gives nothing."""
-        pace = Pace(self._options.fps or source.fps or _DEFAULT_FPS) if self._options.paced else None
-        delivered = 0
-        while not self._stopping.is_set():
+        pace = Pace(self._fps(source)) if self._options.paced else None
+        delivered, good = 0, time.monotonic()
+        while not self.stopping.is_set():
             if pace is not None:
-                self._stopping.wait(pace.wait_s(time.monotonic()))
-            started = self._reading_since = time.monotonic()
+                self.stopping.wait(pace.wait_s(time.monotonic()))
+            started = self.since = time.monotonic()
             more = source.grab()
-            self._reading_since = 0.0
+            self.since = 0.0
             if more:
-                frame = self._frame(source, started)
-                if frame is not None:
-                    delivered += 1
-                    self._report(True, "")
-                    if not self._slots.put(frame):
-                        return
+                try:
+                    frame = self._frame(source, started)
+                except Rejected:  # a picture that is none, among others that may be
+                    if self._options.live and time.monotonic() - good > STALE_S:
+                        raise
+                    continue
+                delivered, good = delivered + 1, frame.captured_at
+                self._report(True, "")
+                if not self._hand_over(frame):
+                    return
             elif not delivered:
                 raise Unavailable(f"{self._options.uri} holds no frame that can be read.", "Check the file.")
             elif self._options.loop:
@@ -119,29 +204,71 @@ class Capture(threading.Thread):
             else:
                 return
 
-    def _frame(self, source: Source, started: float) -> Frame | None:
-        """The frame that was grabbed; None for a picture that is none, among others that may be."""
+    def _fps(self, source: Source) -> float:
+        asked = self._options.fps if source.rate is None else None
+        return asked or source.fps or _DEFAULT_FPS
+
+    def _frame(self, source: Source, started: float) -> Frame:
+        """The frame that was grabbed, turned and cut. Raises Rejected, Unavailable."""
         captured = time.monotonic()
-        try:
-            image = source.retrieve(self._buffers.take())
-        except Rejected:
-            return None
-        decoded = time.monotonic()
+        if source.rate is not None:
+            return self._chunk(source, started, captured)
+        if self._unturned is None:
+            memory = source.retrieve(self._buffers.take())
+            data = self._framing.cut(memory)
+        else:
+            picture = source.retrieve(self._unturned.take())
+            memory = data = self._framing.turn(self._framing.cut(picture), self._buffers.take())
+            self._unturned.give(picture)
         return Frame(
-            source=self._index,
-            data=image,
+            source=self._capture.index,
+            data=data,
             captured_at=captured,
             capture_ms=(captured - started) * 1e3,
-            decode_ms=(decoded - captured) * 1e3,
+            decode_ms=(time.monotonic() - captured) * 1e3,
             buffers=self._buffers,
+            memory=memory,
         )
 
+    def _chunk(self, source: Source, started: float, captured: float) -> Frame:
+        assert source.rate is not None
+        data, lost = source.retrieve(None), source.lost_s
+        if self._options.live:
+            lost += self._capture.missed(self._fresh, captured - len(data) / source.rate, captured)
+        self._fresh = False
+        return Frame(
+            source=self._capture.index,
+            data=data,
+            captured_at=captured,
+            capture_ms=(captured - started) * 1e3,
+            decode_ms=(time.monotonic() - captured) * 1e3,
+            rate=source.rate,
+            lost_s=lost,
+        )
+
+    def _hand_over(self, frame: Frame) -> bool:
+        if frame.lost_s:
+            self._capture.lost(frame.lost_s, frame.captured_at)
+        return self._capture.put(self, frame)
+
     def _report(self, up: bool, detail: str) -> None:
-        with self._report_lock:
-            if up is self._up and (up or detail == self._detail):
-                return
-            self._up, self._detail = up, detail
-        self._on_change(self._options.name, up, detail)
+        self._capture.report(self, up, detail)
+
+
+class Gaps:
+    """What is missing of a source's sound, put together so that it is said rarely, and whole."""
+
+    def __init__(self) -> None:
+        self._waiting_s = 0.0
+        self._said_at = float("-inf")
+
+    def lost(self, seconds: float, now: float) -> str:
+        """What to say; empty: it will be said with what is lost later."""
+        self._waiting_s += seconds
+        if now - self._said_at < GAPS_QUIET_S:
+            return ""
+        said, self._waiting_s, self._said_at = self._waiting_s, 0.0, now
+        return f"{said:.3g} s of sound were lost"
 
 
 class Pace:

@@ -6,6 +6,7 @@ module as `Rejected` (the picture's fault) or `Unavailable` (the device's).
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,8 @@ Interpolation = Literal["nearest", "linear", "cubic", "area"]
 
 MAX_PICTURE_BYTES = 64 << 20
 MAX_SIDE = 16384
+MAX_STREAM_SIDE = 8192
+"""Of what comes over the network or from a device: a header of a few bytes can claim any size."""
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 _INTERPOLATIONS: dict[str, int] = {
     "nearest": cv2.INTER_NEAREST,
@@ -30,8 +33,28 @@ _INTERPOLATIONS: dict[str, int] = {
 }
 
 
+_FFMPEG: dict[str, str] = {
+    # UDP loses packets on the first busy link; sound that a camera sends as well is not asked for.
+    "OPENCV_FFMPEG_CAPTURE_OPTIONS": "rtsp_transport;tcp|allowed_media_types;video",
+    # It prints a line for each attempt, for ever. We say once what is wrong.
+    "OPENCV_FFMPEG_LOGLEVEL": "-8",
+    # Otherwise one camera that does not answer keeps every other source from opening.
+    "OPENCV_FFMPEG_IS_THREAD_SAFE": "1",
+}
+_TURNS: dict[int, int] = {
+    90: cv2.ROTATE_90_CLOCKWISE,
+    180: cv2.ROTATE_180,
+    270: cv2.ROTATE_90_COUNTERCLOCKWISE,
+}
+
+
 def be_light() -> None:
-    """Keep OpenCV on the calling threads and quiet: the cores belong to inference."""
+    """Keep OpenCV on the calling threads and quiet: the cores belong to inference.
+
+    Called once, at start-up: it sets what OpenCV reads from the environment, where nobody else has.
+    """
+    for name, value in _FFMPEG.items():
+        os.environ.setdefault(name, value)
     cv2.setNumThreads(1)
     logging = getattr(cv2.utils, "logging", None)
     if logging is not None:  # a build without it says more on stderr, and works
@@ -56,6 +79,41 @@ def decode(raw: bytes | U8, name: str = "picture") -> U8:
     return np.asarray(picture, np.uint8)
 
 
+def check_jpeg(raw: bytes, name: str = "picture") -> None:
+    """Look at a JPEG's header before any memory is taken for it. Raises Rejected: none, or too large."""
+    size = jpeg_size(raw)
+    if size is None:
+        raise Rejected(f"{name} sends something that is not a JPEG picture.", "Check the address.")
+    if not 0 < max(size) <= MAX_STREAM_SIDE or min(size) == 0:
+        raise Rejected(
+            f"{name} sends a picture of {size[0]} x {size[1]}; a side has 1 to {MAX_STREAM_SIDE} pixels."
+        )
+
+
+def jpeg_size(raw: bytes) -> tuple[int, int] | None:
+    """(width, height) as a JPEG's header has it; None when it is no JPEG."""
+    if raw[:2] != b"\xff\xd8":
+        return None
+    at = 2
+    while at + 9 <= len(raw) and raw[at] == 0xFF:
+        kind, length = raw[at + 1], int.from_bytes(raw[at + 2 : at + 4], "big")
+        if kind == 0xFF:  # a filler
+            at += 1
+        elif 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):  # a frame's header, of whatever coding
+            return int.from_bytes(raw[at + 7 : at + 9], "big"), int.from_bytes(raw[at + 5 : at + 7], "big")
+        else:
+            at += 2 + max(length, 2)
+    return None
+
+
+def encode_jpeg(picture: U8, quality: int = 90) -> bytes:
+    """A BGR picture as JPEG."""
+    ok, raw = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not ok:
+        raise Rejected("The picture could not be encoded.")
+    return bytes(raw)
+
+
 def encode_png(picture: U8) -> bytes:
     """A BGR picture as PNG."""
     ok, raw = cv2.imencode(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 6])
@@ -68,6 +126,11 @@ def resize(picture: U8, width: int, height: int, how: Interpolation, out: U8) ->
     """Resize into `out`, which may be a view with gaps between its rows."""
     cv2.resize(picture, (width, height), dst=out, interpolation=_INTERPOLATIONS[how])
     return out
+
+
+def rotate(picture: U8, degrees: int, out: U8 | None) -> U8:
+    """Turned clockwise by 90, 180 or 270 degrees, into `out` if it fits, else in an array of its own."""
+    return np.asarray(cv2.rotate(picture, _TURNS[degrees], out), np.uint8)
 
 
 def to_gray(picture: U8, out: U8) -> U8:
@@ -92,8 +155,13 @@ def look_up(picture: U8, table: F32, out: F32) -> None:
     cv2.LUT(picture, table, dst=out)
 
 
+def has_gstreamer() -> bool:
+    """Whether this build of OpenCV can run GStreamer pipelines."""
+    return bool(cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER))
+
+
 class Reader:
-    """Frames of a video file or a V4L2 device, one after the other. Not for several threads."""
+    """Frames of a video file, stream or device, one after the other. Not for several threads."""
 
     def __init__(self, capture: Any, what: str) -> None:
         self._capture = capture
@@ -103,7 +171,7 @@ class Reader:
     def of_file(cls, path: Path) -> Reader:
         """Open a video file. Raises Unavailable."""
         # One decoding thread: more of them hold more frames, and take the cores of inference.
-        for settings in ([cv2.CAP_PROP_N_THREADS, 1] if hasattr(cv2, "CAP_PROP_N_THREADS") else [], []):
+        for settings in (_one_thread(), []):
             capture = cv2.VideoCapture(str(path), cv2.CAP_ANY, settings)
             if capture.isOpened():
                 return cls(capture, path.name)
@@ -124,6 +192,33 @@ class Reader:
             if value is not None:
                 capture.set(key, value)
         return cls(capture, device)
+
+    @classmethod
+    def of_stream(cls, uri: str, shown: str, open_s: float, read_s: float) -> Reader:
+        """Open a stream with FFmpeg; `shown` is its address without secrets. Raises Unavailable, Rejected."""
+        capture = cv2.VideoCapture(uri, cv2.CAP_FFMPEG, [*_limits(open_s, read_s), *_one_thread()])
+        if capture.isOpened():
+            return cls(capture, shown)._of_sane_size()
+        raise Unavailable(f"{shown} cannot be opened as a stream.", "Check that OpenCV reads its codec.")
+
+    @classmethod
+    def of_pipeline(cls, pipeline: str, shown: str, open_s: float, read_s: float) -> Reader:
+        """Run a GStreamer pipeline. Raises Unavailable, Rejected."""
+        for settings in (_limits(open_s, read_s), []):  # older builds know no limits
+            capture = cv2.VideoCapture(pipeline, cv2.CAP_GSTREAMER, settings)
+            if capture.isOpened():
+                return cls(capture, shown)._of_sane_size()
+        raise Unavailable(f"{shown} does not start.", "Run it with gst-launch-1.0 to see why.")
+
+    def _of_sane_size(self) -> Reader:
+        size = [int(self._capture.get(key)) for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)]
+        if max(size) > MAX_STREAM_SIDE:
+            self.close()
+            raise Rejected(
+                f"{self._what} has frames of {size[0]} x {size[1]};"
+                f" a side has at most {MAX_STREAM_SIDE} pixels."
+            )
+        return self
 
     @property
     def fps(self) -> float | None:
@@ -154,6 +249,15 @@ class Reader:
     def close(self) -> None:
         """Let the file or device go."""
         self._capture.release()
+
+
+def _one_thread() -> list[int]:
+    return [cv2.CAP_PROP_N_THREADS, 1] if hasattr(cv2, "CAP_PROP_N_THREADS") else []
+
+
+def _limits(open_s: float, read_s: float) -> list[int]:
+    keys = (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, cv2.CAP_PROP_READ_TIMEOUT_MSEC)
+    return [keys[0], int(open_s * 1e3), keys[1], int(read_s * 1e3)]
 
 
 def _line(error: Exception) -> str:

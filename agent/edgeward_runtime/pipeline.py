@@ -169,7 +169,8 @@ class Pipeline:
             worker.retire()
         self._slots.close()
         deadline = time.monotonic() + wait_s
-        for thread in (*self._captures, *self._workers):
+        threads: list[Capture | _Worker] = [*self._captures, *self._workers]
+        for thread in threads:
             if thread.is_alive():
                 thread.join(max(0.0, deadline - time.monotonic()))
 

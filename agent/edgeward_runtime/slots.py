@@ -1,6 +1,7 @@
 """Slots hand frames from the capture threads to the one inference thread.
 
-`latest`: the newest frame wins, and the one that it replaces is counted as dropped. `every`: the capture
+`latest`: the newest frame wins, and the one that it replaces is counted as dropped; sound waits for a
+while instead, because each sample of it counts. `every`: the capture
 waits until its frame has been taken, so that a file plays as fast as inference goes and no faster.
 The sources are taken in turn. Invariant: a frame is handed out once, or counted as dropped, or given
 back when the slots close.
@@ -12,9 +13,10 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from edgeward_runtime.images import U8
@@ -22,6 +24,8 @@ from edgeward_runtime.sources.options import SlotPolicy
 
 BUFFERS = 2
 """Pictures of one source in memory: one that is read, one on its way. At 1080p each has 6 MB."""
+MAX_WAITING_S = 2.0
+"""Sound of one source that may wait for inference."""
 _RELEASE_WAIT_S = 0.05
 
 
@@ -65,12 +69,29 @@ class Frame:
     lost_s: float = 0.0
     """Sound that is missing before this chunk, in seconds."""
     buffers: Buffers | None = field(default=None, repr=False)
+    memory: U8 | None = field(default=None, repr=False)
+    """What a picture is a view of, where that is larger."""
 
     def release(self) -> None:
         """Give the picture's memory back for the next one: it must not be read any more."""
         if self.buffers is not None:
-            self.buffers.give(self.data)
+            self.buffers.give(self.data if self.memory is None else self.memory)
             self.buffers = None
+
+
+def joined(before: Frame, frame: Frame) -> tuple[Frame, bool]:
+    """What a slot holds when `frame` comes while `before` waits, and whether something was dropped.
+
+    A picture replaces the one before. Sound is put behind what waits, up to `MAX_WAITING_S`; past that
+    the waiting sound is dropped, and the new chunk says how much is missing.
+    """
+    if frame.rate is None or frame.rate != before.rate:
+        return frame, True
+    waiting_s = len(before.data) / frame.rate
+    if frame.lost_s or waiting_s >= MAX_WAITING_S:
+        return replace(frame, lost_s=before.lost_s + waiting_s + frame.lost_s), True
+    data = np.concatenate([before.data, frame.data])
+    return replace(before, data=data, decode_ms=before.decode_ms + frame.decode_ms), False
 
 
 class Slots:
@@ -95,7 +116,8 @@ class Slots:
                 return False
             before = self._frames[at]
             if before is not None:
-                self._dropped[at] += 1
+                frame, lost = joined(before, frame)
+                self._dropped[at] += lost
                 before.release()
             self._frames[at] = frame
             self._filled.notify()

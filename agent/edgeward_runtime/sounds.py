@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,12 @@ from edgeward_wire.errors import Rejected, Unavailable
 F32 = npt.NDArray[np.float32]
 
 MAX_WAV_BYTES = 256 << 20
+MAX_WAV_HEAD = 1 << 20
 MAX_CHANNELS = 64
+ENDLESS = 1 << 62
+"""Frames of a stream whose length nobody knows."""
+_NEARLY_ENDLESS = 0x7FFF0000
+_ONE_FRAME = MAX_CHANNELS * 4
 RATES = range(1000, 384_001)
 SOUND_SUFFIXES = frozenset({".wav", ".wave"})
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
@@ -152,13 +157,58 @@ def decode_wav(raw: bytes, name: str = "sound") -> Sound:
     """A WAV file's bytes as one channel: the mean of its channels, clipped to -1..1. Raises Rejected."""
     form = wav_format(raw, name)
     data = np.frombuffer(raw, np.uint8, form.frames * form.frame_bytes, form.start)
-    values = _to_float(data, form).reshape(form.frames, form.channels)
+    return Sound(form.rate, to_mono(data, form, name))
+
+
+def stream_format(head: bytes, name: str = "sound") -> Format | None:
+    """The format of a WAV stream of which `head` is the beginning; None: more of it is needed.
+
+    `frames` is what the header says, or `ENDLESS` where whoever writes it does not know. Raises Rejected.
+    """
+    if not b"RIFF".startswith(head[:4]) or not b"WAVE".startswith(head[8:12]):
+        raise Rejected(f"{name} is not a WAV file.", _WAV_STEP)
+    described: tuple[int, int, int, int] | None = None
+    at = 12
+    while at + 8 <= len(head):
+        kind, size = head[at : at + 4], int.from_bytes(head[at + 4 : at + 8], "little")
+        at += 8
+        if kind == b"data":
+            form = _with_data(described, _ONE_FRAME, 0, at, name)
+            # Recorders that never mean to end say 0, or a number near 2 or 4 GB.
+            frames = size // form.frame_bytes if 0 < size < _NEARLY_ENDLESS else ENDLESS
+            return replace(form, frames=frames)
+        if kind == b"fmt ":
+            if len(head) < at + min(size, 40):
+                return None
+            described = _described(head[at : at + min(size, 40)], name)
+        at += size + size % 2
+    if at > MAX_WAV_HEAD:
+        raise Rejected(f"{name} has no sound in its first {MAX_WAV_HEAD >> 10} KB.", _WAV_STEP)
+    return None
+
+
+def to_mono(data: npt.NDArray[np.uint8], form: Format, name: str = "sound") -> F32:
+    """Whole frames, (n * frame_bytes,) -> (n,): the mean of the channels, in -1..1. Raises Rejected."""
+    values = _to_float(data, form).reshape(-1, form.channels)
     mono = values[:, 0] if form.channels == 1 else values.mean(axis=1, dtype=np.float32)
     if form.encoding == _FLOAT:
         if not np.isfinite(mono).all():
             raise Rejected(f"{name} holds values that are not finite.", _WAV_STEP)
         mono = np.clip(mono, -1, 1)
-    return Sound(form.rate, np.ascontiguousarray(mono, np.float32))
+    return np.ascontiguousarray(mono, np.float32)
+
+
+def encode_wav(sound: Sound) -> bytes:
+    """One channel as a WAV file of 16 bits."""
+    values = np.clip(np.rint(sound.samples * 32768), -32768, 32767).astype("<i2").tobytes()
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, _PCM, 1, sound.rate, sound.rate * 2, 2, 16)
+    data = struct.pack("<4sI", b"data", len(values))
+    return (
+        struct.pack("<4sI4s", b"RIFF", 4 + len(form) + len(data) + len(values), b"WAVE")
+        + form
+        + data
+        + values
+    )
 
 
 def _to_float(data: npt.NDArray[np.uint8], form: Format) -> F32:

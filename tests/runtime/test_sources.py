@@ -213,12 +213,12 @@ def test_a_read_that_hangs_is_reported(tmp_path: Path) -> None:
         running.take(1)
         running.capture.check_stale(time.monotonic() + 1000)
         assert running.changes == [("cam", True, "")], "waiting for inference is not the camera's fault"
-        running.capture._reading_since = 1.0
+        running.capture._reading.since = 1.0
         running.capture.check_stale(2.0)
         assert running.changes == [("cam", True, "")]
         running.capture.check_stale(1.0 + STALE_S + 0.1)
         assert running.changes[-1] == ("cam", False, "no frame for 5 s")
-        running.capture._reading_since = 0.0
+        running.capture._reading.since = 0.0
         running.take(2)
         running.await_change(("cam", True, ""))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from edgeward_runtime import images
 from edgeward_runtime.images import PICTURE_SUFFIXES, U8
+from edgeward_runtime.sources.base import PictureBase
 from edgeward_runtime.sources.options import SourceOptions
 from edgeward_wire.errors import Unavailable
 
@@ -13,7 +14,7 @@ MAX_PICTURES = 100_000
 _DEFAULT_FPS = 1.0
 
 
-class PictureSource:
+class PictureSource(PictureBase):
     """Each picture once. `retrieve` raises Rejected for one that is not readable: the next may be."""
 
     def __init__(self, options: SourceOptions) -> None:

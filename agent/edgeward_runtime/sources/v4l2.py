@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 
 from edgeward_runtime.images import U8, Reader
+from edgeward_runtime.sources.base import PictureBase
 from edgeward_runtime.sources.options import SourceOptions
 from edgeward_wire.errors import Unavailable
 
 
-class V4l2Source:
+class V4l2Source(PictureBase):
     """Frames of one device as they come."""
 
     def __init__(self, options: SourceOptions) -> None:

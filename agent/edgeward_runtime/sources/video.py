@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgeward_runtime.images import U8, Reader
+from edgeward_runtime.sources.base import PictureBase
 from edgeward_runtime.sources.options import SourceOptions
 
 
-class VideoSource:
+class VideoSource(PictureBase):
     """Frames of one file, in order."""
 
     def __init__(self, options: SourceOptions) -> None:

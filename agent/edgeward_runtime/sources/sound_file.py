@@ -1,0 +1,61 @@
+"""A sound file (WAV), read chunk by chunk: its length costs no memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from edgeward_runtime import sounds
+from edgeward_runtime.images import U8
+from edgeward_runtime.sounds import F32
+from edgeward_runtime.sources.base import SoundBase
+from edgeward_runtime.sources.options import SourceOptions
+from edgeward_wire.errors import Rejected, Unavailable
+
+
+class SoundFileSource(SoundBase):
+    """Chunks of one file, in order; the last one may be shorter."""
+
+    def __init__(self, options: SourceOptions) -> None:
+        self._path = Path(options.uri)
+        try:
+            self._file: IO[bytes] = self._path.open("rb")
+        except OSError as error:
+            raise Unavailable(
+                f"{self._path} cannot be read: {error.strerror or error}.", "Check the path."
+            ) from None
+        try:
+            form = sounds.stream_format(self._file.read(sounds.MAX_WAV_HEAD), self._path.name)
+            if form is None:
+                raise Rejected(f"{self._path.name} holds no sound: it has no data.", "Copy it again.")
+        except Rejected:
+            self._file.close()
+            raise
+        self._form, self._rate = form, form.rate
+        self._raw = b""
+        self.rewind()
+
+    def grab(self) -> bool:
+        """Reads the next chunk; `retrieve` converts it."""
+        wanted = min(self.chunk, self._left)
+        try:
+            raw = self._file.read(wanted * self._form.frame_bytes)
+        except OSError as error:
+            raise Unavailable(f"{self._path} cannot be read: {error.strerror or error}.") from None
+        frames = len(raw) // self._form.frame_bytes
+        self._raw = raw[: frames * self._form.frame_bytes]
+        self._left -= frames
+        return frames > 0
+
+    def retrieve(self, buffer: U8 | None) -> F32:
+        del buffer
+        return sounds.to_mono(np.frombuffer(self._raw, np.uint8), self._form, self._path.name)
+
+    def rewind(self) -> None:
+        self._file.seek(self._form.start)
+        self._left = self._form.frames
+
+    def close(self) -> None:
+        self._file.close()
