@@ -43,9 +43,9 @@ def register(subparsers: Subparsers) -> None:
 
 
 def add_run(subparsers: Subparsers) -> None:
-    """`run`: a model on a camera, a video or pictures."""
+    """`run`: a model on a camera, a video, pictures or sound."""
     parser = subparsers.add_parser(
-        "run", help="run a model on a camera, a video or pictures, without a cloud"
+        "run", help="run a model on a camera, a video, pictures or sound, without a cloud"
     )
     parser.add_argument("--model", required=True, type=Path, metavar="FILE", help="an ONNX file")
     parser.add_argument(
@@ -74,7 +74,7 @@ def add_probe(subparsers: Subparsers) -> None:
 def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", metavar="FILE", help="text, one label a line")
     parser.add_argument("--task", help="what the model is for, e.g. classification")
-    parser.add_argument("--samples", metavar="DIR", help="pictures like those that it will see")
+    parser.add_argument("--samples", metavar="DIR", help="pictures or WAV files like those that it will meet")
     parser.add_argument("--sidecar", type=Path, metavar="FILE", help="default: the .toml beside the model")
     parser.add_argument(
         "--provider", action="append", default=[], help="only this one, e.g. CPU (repeatable)"
@@ -134,14 +134,13 @@ def probe(arguments: argparse.Namespace) -> int:
 
 def _find(known: Guess, arguments: argparse.Namespace) -> Findings:
     """Probe a file against golden vectors made on the spot."""
-    from edgeward_runtime import golden, plans, resources, sessions
+    from edgeward_runtime import plans, resources, sessions
     from edgeward_runtime.engine import check_supported
     from edgeward_runtime.probe import Candidate, Subject, probe
 
     check_supported(known.contract)
-    pictures = golden.find_pictures(known.samples) if known.samples else []
     facts = plans.VariantFacts(known.precision, "")
-    made = golden.make_golden(arguments.model, known.contract, pictures)
+    made = _golden(arguments.model, known)
     subject = Subject(known.contract, {known.precision: Candidate(facts, arguments.model, made, 0.99)})
     machine = plans.Machine(resources.machine(), resources.isa(), sessions.available_providers())
     found = plans.candidates(
@@ -161,6 +160,18 @@ def _find(known: Guess, arguments: argparse.Namespace) -> Findings:
     finally:
         if live:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _golden(model: Path, known: Guess) -> bytes:
+    """Golden vectors from the samples, if there are any. Raises Rejected, Unavailable."""
+    from edgeward_runtime import feeds, golden
+
+    if known.samples is None:
+        return golden.make_golden(model, known.contract)
+    if any(port.audio is not None for port in known.contract.inputs):
+        windows = feeds.windows_of(known.contract, known.samples, golden.SEQUENCE_STEPS)
+        return golden.make_golden(model, known.contract, feeds=windows)
+    return golden.make_golden(model, known.contract, golden.find_pictures(known.samples))
 
 
 def findings_text(known: Guess, findings: Findings) -> list[str]:
@@ -234,20 +245,29 @@ def run(arguments: argparse.Namespace) -> int:
     """Exit code 0 at the end of the source, after --frames, or on Ctrl-C."""
     known = _guess(arguments).complete()
     from edgeward_runtime.engine import Recipe, check_supported
+    from edgeward_runtime.feeds import feedable
     from edgeward_runtime.labels import read_labels
     from edgeward_runtime.pipeline import Pipeline
     from edgeward_runtime.sources import kind_of
     from edgeward_runtime.sources.options import SourceOptions
 
-    check_supported(known.contract)
-    assert known.labels is not None  # `complete` saw to it
+    labels = read_labels(known.labels) if known.labels else ()
+    check_supported(known.contract, labels)
+    if not feedable(known.contract):
+        takes = ", ".join(
+            f"{port.name} {port.shape}" for port in known.contract.inputs if port.bind == "source"
+        )
+        raise Rejected(
+            f"No source can feed this model: it takes {takes}, not one picture or one sound.",
+            "Try it with `edgeward-agent probe`; a device serves it to those who ask it.",
+        )
     options = SourceOptions(_SOURCE, arguments.source, realtime=arguments.realtime, loop=arguments.loop)
     kind_of(options)  # a file that is not there is a mistake here, where a daemon would wait for it
     recipe = Recipe(
         model=ModelRef(path=f"models/{known.name}/local.json", sha256="0" * 64),
         contract=known.contract,
         file=arguments.model,
-        labels=read_labels(known.labels),
+        labels=labels,
         plan=_plan(known, arguments),
     )
     happened: queue.SimpleQueue[Happening] = queue.SimpleQueue()

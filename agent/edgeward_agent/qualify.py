@@ -32,6 +32,7 @@ from edgeward_agent.messages import (
 from edgeward_agent.runner import prepare_process, versions
 from edgeward_wire.document import parse
 from edgeward_wire.errors import EdgewardError, Rejected, Unavailable
+from edgeward_wire.manifest import Manifest
 from edgeward_wire.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -76,6 +77,13 @@ def subject_of(order: Qualify) -> Subject:
     )
 
 
+def labels_of(manifest: Manifest, blobs: Path) -> tuple[str, ...]:
+    """The model's labels; none when it has none. Raises Rejected, Unavailable."""
+    from edgeward_runtime.labels import read_labels
+
+    return read_labels(blobs / manifest.labels.sha256) if manifest.labels else ()
+
+
 def qualify(order: Qualify, say: Send) -> Verdict:
     """Probe every plan that may work here; what does not is in the verdict. Raises Unavailable."""
     from edgeward_runtime import engine, plans, probe, resources, sessions
@@ -87,7 +95,7 @@ def qualify(order: Qualify, say: Send) -> Verdict:
     machine = plans.Machine(resources.machine(), resources.isa(), sessions.available_providers())
     reason, findings = "", None
     try:
-        engine.check_supported(order.manifest.contract)
+        engine.check_supported(order.manifest.contract, labels_of(order.manifest, Path(order.blobs)))
         subject = subject_of(order)
         found = plans.candidates(
             {name: variant.facts for name, variant in subject.variants.items()},

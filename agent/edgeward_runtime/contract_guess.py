@@ -15,10 +15,12 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from edgeward_runtime.labels import read_labels
 from edgeward_runtime.onnx_file import Facts, read_facts
 from edgeward_runtime.port_guess import carried_states, classical, layout, same_kind, scores
 from edgeward_runtime.sessions import NotLoaded, Port, Session, open_exact
 from edgeward_runtime.sidecar import AUDIO_KEYS, IMAGE_KEYS, Declared, declarations
+from edgeward_runtime.tasks.detection import kind_of, kinds_of
 from edgeward_wire.contract import AudioSpec, Contract, DimensionRange, ImageSpec, InputPort, OutputPort, Task
 from edgeward_wire.document import faults
 from edgeward_wire.errors import Rejected
@@ -118,7 +120,9 @@ class _Inference:
         try:
             inputs = self._inputs()
             task = self._task(inputs)
+            labels = self._labels(task)
             outputs = tuple(self._output(port, task) for port in self.session.outputs)
+            outputs = self._boxes(outputs, labels) if task == "detection" else outputs
             self._check_states(outputs)
             contract = Contract(
                 task=task, inputs=inputs, outputs=outputs, dimensions={**self.dimensions, **self._ranges()}
@@ -137,7 +141,7 @@ class _Inference:
             contract=contract,
             precision=self._precision(),
             opset=self.facts.opset,
-            labels=self._labels(task),
+            labels=labels,
             samples=self._samples(),
             float_reason=self.declared.get("float"),
             accuracy=accuracy,
@@ -273,6 +277,11 @@ class _Inference:
                 self.notes.append(
                     f"scale and bias of {port.name} are not declared: taken as 1/255 and 0 (colours in 0..1)."
                 )
+        if "resize" not in spec and self.declared.get("task") == "detection":
+            spec["resize"] = "letterbox"
+            self.notes.append(
+                f"resize of {port.name} is not declared: taken as letterbox, as detectors have."
+            )
         if "colour" in spec and "resize" not in spec:
             self.notes.append(f"resize of {port.name} is not declared: taken as stretch.")
         for key, default in (("scale", 1.0), ("bias", 0.0)):
@@ -312,6 +321,11 @@ class _Inference:
                 activation = "none" if last in ("Softmax", "Sigmoid") else "softmax"
                 if activation == "softmax":
                     self.notes.append(f"activation of {port.name} is not declared: taken as softmax.")
+            if task == "segmentation" and len(port.shape) == 4 and 1 in (port.shape[1], port.shape[3]):
+                # One channel is one class and the rest: whether it is in 0..1 decides where the border is.
+                activation = "none" if self.facts.producer_of(port.name) == "Sigmoid" else "sigmoid"
+                if activation == "sigmoid":
+                    self.notes.append(f"activation of {port.name} is not declared: taken as sigmoid.")
         shape = tuple(
             d if isinstance(d, int) else (d or f"{port.name}_{axis}")[:64]
             for axis, d in enumerate(port.shape)
@@ -322,7 +336,34 @@ class _Inference:
             shape=shape,
             activation=activation,
             bind=declared.get("bind") or self.states.get(port.name, "result"),
+            boxes=declared.get("boxes"),
         )
+
+    def _boxes(self, outputs: tuple[OutputPort, ...], labels: Path | None) -> tuple[OutputPort, ...]:
+        """What a detector's boxes are is missing where shape and labels fit several kinds.
+
+        What they tell is not written down, even if somebody declared it: see OutputPort. Raises Rejected.
+        """
+        found = [port for port in outputs if port.bind == "result" and len(port.shape) == 3]
+        sides = tuple(side for side in found[0].shape if isinstance(side, int)) if len(found) == 1 else ()
+        if len(found) != 1 or len(sides) != 3:
+            return outputs  # the task says what is wrong, or looks at what comes out
+        port, classes = found[0], len(read_labels(labels)) if labels else None
+        fitting = kinds_of(sides, classes)
+        if port.boxes is not None or len(fitting) == 1:
+            kind = kind_of(sides, classes, port.boxes)
+            told = kind if len(fitting) > 1 else None
+            return tuple(p.model_copy(update={"boxes": told}) if p is port else p for p in outputs)
+        if not fitting:
+            kind_of(sides, classes)  # says what is read
+        self.missing.append(
+            Missing(
+                f"outputs.{port.name}",
+                f"Output {port.name} of shape {sides} could be {' or '.join(fitting)}.",
+                f"Declare boxes under [outputs.{port.name}] in {self.path.stem}.toml, or give --labels.",
+            )
+        )
+        return outputs
 
     def _check_states(self, outputs: Sequence[OutputPort]) -> None:
         """What a run leaves must be what the next one takes. Raises Rejected."""
@@ -414,6 +455,8 @@ class _Inference:
                     f"Give --labels FILE: {lines} of text, one a class.",
                 )
             )
+        elif task in ("detection", "segmentation", "audio-classification"):
+            self.notes.append("no labels are named: the classes have numbers (--labels FILE).")
         return None
 
     def _samples(self) -> Path | None:

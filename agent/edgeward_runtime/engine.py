@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy.typing as npt
 
-from edgeward_runtime.feeds import Feeder, feeder
+from edgeward_runtime.feeds import Feed, Feeder, feeder
 from edgeward_runtime.ports import constants, initial_states, next_states
-from edgeward_runtime.sessions import Session, open_session
+from edgeward_runtime.sessions import Port, Session, open_session
 from edgeward_runtime.slots import Frame
 from edgeward_runtime.sources.options import Rules
 from edgeward_runtime.tasks import check_task, reader
@@ -26,6 +26,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 _WARM_RUNS = 2
 _NO_RULES = Rules()
+_NOTHING = -1
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,19 @@ class Look:
     postprocess_ms: float
 
 
-def check_supported(contract: Contract) -> None:
-    """Raises Rejected for a contract that this release cannot run, whatever the file."""
+def check_supported(contract: Contract, labels: Sequence[str] | None = None) -> None:
+    """Raises Rejected for a contract that this release cannot run, whatever the file.
+
+    With `labels` (empty: the model has none) also for outputs that its task cannot read.
+    """
     check_task(contract)
     feeder(contract)
+    if labels is not None:
+        outputs = [
+            Port(port.name, port.dtype, tuple(None if isinstance(d, str) else d for d in port.shape))
+            for port in contract.outputs
+        ]
+        reader(contract, outputs, labels)
 
 
 class Engine:
@@ -68,6 +78,9 @@ class Engine:
         self._feeder: Feeder = feeder(recipe.contract)
         self._constants: Arrays = constants(recipe.contract)
         self._states: dict[int, Arrays] = {}
+        self._flowing: dict[int, int | None] = {}
+        """The rate of each source whose last frame was dealt with wholly."""
+        self._fresh: set[int] = set()
         self._rules = tuple(rules)
         self.session: Session = open_session(recipe.file, recipe.plan)
         self._read = reader(recipe.contract, self.session.outputs, recipe.labels)
@@ -76,7 +89,7 @@ class Engine:
 
     def warm(self) -> None:
         """A few runs on a blank input, so that the first frame waits for nothing. Raises RunFailed."""
-        blank = {self._feeder.name: self._feeder.blank()}
+        blank = self._feeder.blank()
         for _ in range(_WARM_RUNS):
             self.session.run({**self._constants, **initial_states(self._contract), **blank})
 
@@ -87,27 +100,43 @@ class Engine:
             RunFailed: this run failed; the next may not.
             Rejected: the frame is of a kind or shape that cannot be fed.
         """
-        rules = self._rules[frame.source] if frame.source < len(self._rules) else _NO_RULES
-        width, height = (frame.data.shape[1], frame.data.shape[0]) if frame.rate is None else (0, 0)
-        view = View(frame.source, rules, width, height, self._feeder.step_s)
-        if frame.lost_s:
-            self._states.pop(frame.source, None)
+        self._continue(frame)
         start = time.perf_counter()
-        for tensor in self._feeder.feeds(frame):
+        for feed in self._feeder.feeds(frame):
             fed = time.perf_counter()
-            outputs = self._run(frame.source, tensor)
+            outputs = self._run(frame.source, feed)
             ran = time.perf_counter()
-            answer = self._read(outputs, view)
+            answer = self._read(outputs, self._view(frame))
             end = time.perf_counter()
             yield Look(answer, (fed - start) * 1e3, (ran - fed) * 1e3, (end - ran) * 1e3)
             start = time.perf_counter()
+        self._flowing[frame.source] = frame.rate
 
     def close(self) -> None:
         """Free the model."""
         self.session.close()
 
-    def _run(self, source: int, tensor: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
-        feeds = {**self._constants, self._feeder.name: tensor}
+    def _continue(self, frame: Frame) -> None:
+        """Begin anew where the frame does not go on from the one before: a gap, or a run that failed."""
+        source = frame.source
+        # Not there: the first frame, or one that was left in the middle. What was not read of it is a gap.
+        flowing = self._flowing.pop(source, _NOTHING) == frame.rate
+        if not flowing or frame.lost_s:
+            self._states.pop(source, None)
+            self._feeder.forget(source)
+            self._fresh.add(source)
+
+    def _view(self, frame: Frame) -> View:
+        """What the task knows of the run; the first one after a beginning is fresh."""
+        source = frame.source
+        fresh = source in self._fresh
+        self._fresh.discard(source)
+        rules = self._rules[source] if source < len(self._rules) else _NO_RULES
+        width, height = (frame.data.shape[1], frame.data.shape[0]) if frame.rate is None else (0, 0)
+        return View(source, rules, width, height, self._feeder.step_s, fresh)
+
+    def _run(self, source: int, feed: Feed) -> list[npt.NDArray[Any]]:
+        feeds = {**self._constants, **feed}
         if not self._stateful:
             return self.session.run(feeds)
         states = self._states.get(source)

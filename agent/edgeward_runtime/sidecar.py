@@ -32,6 +32,8 @@ path that leaves this module is absolute or relative to the working directory.
     bind = "state:memory"
     [outputs.logits]
     activation = "softmax"
+    [outputs.output0]                  # of a detector, where shape and labels fit several kinds
+    boxes = "yolov5"                   # yolov8, yolov5 or end-to-end
     [variants.fp16]                    # another file of the same model; precision, arch, isa, providers too
     file = "model-fp16.onnx"
     [variants.fp16.accuracy]
@@ -71,7 +73,7 @@ _TABLES: dict[str, frozenset[str] | None] = {
 """Tables, and their keys; None: any."""
 _TABLES_BY_NAME: dict[str, frozenset[str]] = {
     "inputs": IMAGE_KEYS | AUDIO_KEYS | {"bind", "const"},
-    "outputs": frozenset({"activation", "bind"}),
+    "outputs": frozenset({"activation", "bind", "boxes"}),
     "variants": frozenset({"file", "precision", "accuracy"}) | frozenset(TargetHints.model_fields),
 }
 """Tables that hold one table for each name, and the keys of these."""

@@ -87,7 +87,7 @@ def test_probe_as_json(model: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         ((*RUN, "{tmp}/none.mp4"), "none.mp4 is not there"),
         ((*RUN, "{tmp}/v", "--labels", "{tmp}/none"), "labels file"),
         ((*RUN, "{tmp}/v", "--provider", "Qnn"), "not in this build"),
-        ((*RUN, "0", "--task", "vad"), "does not run the task 'vad'"),
+        ((*RUN, "0", "--task", "vad"), "voice activity is one score"),
     ],
 )
 def test_errors_say_what_and_what_next(

@@ -118,7 +118,7 @@ def test_what_cannot_run_is_a_verdict_with_a_reason(bundle: Bundle, tmp_path: Pa
     assert done.verdict.reason == "No plan passed. Qnn is not in this build of ONNX Runtime."
     contract = bundle.manifest.contract.model_copy(update={"task": "segmentation"})
     _, done = outcome_of(order(bundle.with_manifest(contract=contract), tmp_path))
-    assert "does not run the task 'segmentation'" in done.verdict.reason
+    assert "A segmentation has an output (1, classes, height, width)" in done.verdict.reason
 
 
 def test_the_incumbent_is_paired_with_the_others(bundle: Bundle, tmp_path: Path) -> None:

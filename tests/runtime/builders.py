@@ -6,6 +6,7 @@ the INT8 file alike. Nothing here is random, so the same arguments give the same
 
 from __future__ import annotations
 
+import wave
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -157,6 +158,107 @@ def int8_classifier(
     nodes.append(helper.make_node("Identity", [g], ["logits"]))
     constants.pop("s_in")
     return _save(path, nodes, constants, _io(classes, size, batch, 17), metadata)
+
+
+CELL = 16
+
+
+def detector(path: Path, *, size: int = 64, rows_first: bool = False) -> Path:
+    """An FP32 detector as YOLOv8 writes it: image (1, 3, size, size), RGB in 0..1 -> (1, 4 + 3, anchors).
+
+    Each cell of 16 x 16 pixels is an anchor with a box of its own size, in the order of reading; its scores
+    say how red, green and blue it is. Gray scores below 0.01. `rows_first` writes (1, anchors, 4 + 3).
+    """
+    across = size // CELL
+    centres = (np.arange(across, dtype=np.float32) + 0.5) * CELL
+    cx, cy = np.meshgrid(centres, centres)
+    boxes = np.stack([cx, cy, np.full_like(cx, CELL), np.full_like(cy, CELL)]).reshape(1, 4, -1)
+    weight = np.full((3, 3, 1, 1), -12.0, np.float32)
+    for k in range(3):
+        weight[k, k] = 24.0
+    constants = {
+        "weight": weight,
+        "bias": np.full(3, -5.0, np.float32),
+        "boxes": boxes.astype(np.float32),
+        "shape": np.array([1, 3, across * across], np.int64),
+    }
+    nodes = [
+        helper.make_node(
+            "AveragePool", ["image"], ["cells"], kernel_shape=[CELL, CELL], strides=[CELL, CELL]
+        ),
+        helper.make_node("Conv", ["cells", "weight", "bias"], ["raw"]),
+        helper.make_node("Sigmoid", ["raw"], ["scored"]),
+        helper.make_node("Reshape", ["scored", "shape"], ["scores"]),
+        helper.make_node("Concat", ["boxes", "scores"], ["columns" if rows_first else "output0"], axis=1),
+    ]
+    if rows_first:
+        nodes.append(helper.make_node("Transpose", ["columns"], ["output0"], perm=[0, 2, 1]))
+    shape = [1, across * across, 7] if rows_first else [1, 7, across * across]
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, size, size])
+    output = helper.make_tensor_value_info("output0", TensorProto.FLOAT, shape)
+    return _save(path, nodes, constants, ([image], [output], 17), None)
+
+
+def detector_sidecar(path: Path, **more: str) -> Path:
+    """What a detector's sidecar says; `more` are lines at its top."""
+    lines = {"task": '"detection"', "labels": '"labels.txt"', "float": '"a tiny one, for tests"', **more}
+    path.write_text("".join(f"{key} = {value}\n" for key, value in lines.items()))
+    return path
+
+
+def segmenter(path: Path, *, size: int = 32, stride: int = 4) -> Path:
+    """image (1, 3, size, size) -> scores (1, 4, size / stride, ...): red, green, blue, and dark otherwise."""
+    weight = np.full((4, 3, 1, 1), -1.0, np.float32)
+    for k in range(3):
+        weight[k, k] = 2.0
+    weight[3] = 0
+    constants = {"weight": weight, "bias": np.array([0, 0, 0, 0.3], np.float32)}
+    nodes = [
+        helper.make_node(
+            "AveragePool", ["image"], ["cells"], kernel_shape=[stride] * 2, strides=[stride] * 2
+        ),
+        helper.make_node("Conv", ["cells", "weight", "bias"], ["scores"]),
+    ]
+    side = size // stride
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, size, size])
+    output = helper.make_tensor_value_info("scores", TensorProto.FLOAT, [1, 4, side, side])
+    return _save(path, nodes, constants, ([image], [output], 17), None)
+
+
+def listener(path: Path, *, window: int = 160) -> Path:
+    """sound (1, window), count (1, 1) -> how loud it is (1, 1), 4 x the mean of |x|, and count + 1."""
+    constants = {"four": np.float32(4), "one": np.float32(1)}
+    nodes = [
+        helper.make_node("Abs", ["sound"], ["size"]),
+        helper.make_node("ReduceMean", ["size"], ["mean"], axes=[1]),
+        helper.make_node("Mul", ["mean", "four"], ["score"]),
+        helper.make_node("Add", ["count", "one"], ["countn"]),
+    ]
+
+    def port(name: str, length: int) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, length])
+
+    inputs, outputs = [port("sound", window), port("count", 1)], [port("score", 1), port("countn", 1)]
+    return _save(path, nodes, constants, (inputs, outputs, 17), None)
+
+
+def listener_sidecar(path: Path, *, rate: int = 16_000, hop: int = 160, task: str = "vad") -> Path:
+    """What the listener's sidecar says."""
+    path.write_text(
+        f'task = "{task}"\nfloat = "a tiny one, for tests"\n[inputs.sound]\nrate = {rate}\nhop = {hop}\n'
+    )
+    return path
+
+
+def wav_file(path: Path, samples: np.ndarray, rate: int = 16_000) -> Path:
+    """(n,) or (n, channels) in -1..1 as a WAV file of 16 bits."""
+    whole = np.round(np.clip(samples, -1, 1) * 32767).astype("<i2")
+    with wave.open(str(path), "wb") as out:
+        out.setnchannels(1 if whole.ndim == 1 else whole.shape[1])
+        out.setsampwidth(2)
+        out.setframerate(rate)
+        out.writeframes(whole.tobytes())
+    return path
 
 
 def labels_file(path: Path, classes: int = 3) -> Path:

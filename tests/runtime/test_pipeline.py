@@ -246,12 +246,14 @@ def test_what_this_release_cannot_run_is_rejected(bundle: Bundle) -> None:
     stateful = contract("classification", image, {"name": "h", **state}, outputs=({"name": "hn", **state},))
     check_supported(contract("classification", image))
     check_supported(stateful)
+    check_supported(contract("tensor", sound))
     for wrong, says in (
-        (contract("detection", image), "task 'detection'"),
-        (contract("classification", sound), "exactly one picture"),
+        (contract("detection", image), "one output of three dimensions"),
+        (contract("vad", image), "3 numbers"),
+        (contract("classification", {**image, "dtype": "int64"}), "not a picture of float32"),
     ):
         with pytest.raises(Rejected, match=says):
-            check_supported(wrong)
+            check_supported(wrong, labels=())
     with pytest.raises(NotLoaded):
         Engine(recipe(bundle, provider="QnnExecutionProvider"))
 

@@ -64,7 +64,9 @@ def test_what_does_not_fit_is_rejected_or_fails() -> None:
         reader(contract(), (port,), ["a", "b"])
     with pytest.raises(Rejected, match="no output"):
         reader(contract(), (Port("z", "float32", (1, 3)),), ["a", "b", "c"])
-    with pytest.raises(Rejected, match="does not run the task 'detection'"):
+    with pytest.raises(Rejected, match="does not run the task 'dance'"):
+        reader(contract().model_copy(update={"task": "dance"}), (port,), ["a", "b", "c"])
+    with pytest.raises(Rejected, match="one output of three dimensions"):
         reader(contract(task="detection"), (port,), ["a", "b", "c"])
     read = reader(contract(), (Port("y", "float32", (1, None)),), ["a", "b", "c"])
     with pytest.raises(RunFailed, match="4 numbers"):

@@ -114,6 +114,9 @@ class OutputPort(Signed):
     shape: tuple[Dimension, ...] = Field(max_length=8)
     bind: Binding = "result"
     activation: Literal["none", "softmax", "sigmoid"] = "none"
+    boxes: Literal["yolov8", "yolov5", "end-to-end"] | None = None
+    """How a detector writes its boxes. Only where the shape and the labels leave it open: an agent that does
+    not know this field refuses the manifest, where otherwise it waits for an agent that knows the task."""
 
     @model_validator(mode="after")
     def _bound(self) -> OutputPort:

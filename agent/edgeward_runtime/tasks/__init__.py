@@ -10,6 +10,10 @@ import numpy.typing as npt
 from edgeward_runtime.sessions import Port
 from edgeward_runtime.tasks.answer import Answer
 from edgeward_runtime.tasks.classification import Classification
+from edgeward_runtime.tasks.detector import Detection
+from edgeward_runtime.tasks.segmentation import Segmentation
+from edgeward_runtime.tasks.tensor import Tensors
+from edgeward_runtime.tasks.vad import VoiceActivity
 from edgeward_runtime.tasks.view import View
 from edgeward_wire.contract import Contract
 from edgeward_wire.errors import Rejected
@@ -19,6 +23,11 @@ Reader = Callable[[Sequence[npt.NDArray[Any]], View], Answer]
 
 TASKS: dict[str, Callable[[Contract, Sequence[Port], Sequence[str]], Reader]] = {
     "classification": Classification,
+    "detection": Detection,
+    "segmentation": Segmentation,
+    "audio-classification": Classification,
+    "vad": VoiceActivity,
+    "tensor": Tensors,
 }
 
 

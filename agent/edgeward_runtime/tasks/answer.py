@@ -56,7 +56,11 @@ class Covered(NamedTuple):
 
 
 class Segmented(NamedTuple):
-    """The classes on a frame, largest first, and each pixel's class at the model's resolution."""
+    """The classes on a frame, largest first, and each pixel's class.
+
+    The mask (h, w) spans the part of the frame that the model sees, at the model's resolution: all of it,
+    but where the contract crops.
+    """
 
     areas: tuple[Covered, ...]
     mask: npt.NDArray[Any]

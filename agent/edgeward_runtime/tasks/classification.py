@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from edgeward_runtime.sessions import Port, RunFailed
 from edgeward_runtime.tasks.answer import Classified, Scored
-from edgeward_runtime.tasks.view import View, result_at
+from edgeward_runtime.tasks.view import View, label_of, result_at
 from edgeward_wire.contract import Contract
 from edgeward_wire.errors import Rejected
 
@@ -24,6 +24,8 @@ class Classification:
         """Raises Rejected when the outputs, the contract and the labels do not fit one another."""
         self._at, port = result_at(contract, outputs)
         classes = outputs[self._at].shape[-1] if outputs[self._at].shape else None
+        if isinstance(classes, int) and not labels:
+            labels = [label_of((), k) for k in range(classes)]
         if isinstance(classes, int) and classes != len(labels):
             raise Rejected(f"The model has {classes} classes, but there are {len(labels)} labels.")
         self._labels = tuple(labels)

@@ -75,7 +75,7 @@ def kind_of(shape: Sequence[int], classes: int | None, declared: Kind | None = N
             f"A detector's output has the shape {_shown(shape)}; (1, 4 + classes, anchors),"
             " (1, anchors, 5 + classes) and (1, boxes, 6) are read."
         )
-    fitting = [kind for kind in KINDS if _fits(kind, rank3[1], rank3[2], classes)]
+    fitting = kinds_of(rank3, classes)
     if declared is not None:
         if declared not in fitting:
             raise Rejected(
@@ -96,6 +96,11 @@ def kind_of(shape: Sequence[int], classes: int | None, declared: Kind | None = N
         f"The output of shape {_shown(shape)} could be {' or '.join(fitting)} with {known}.",
         f"Say which: {' or '.join(fitting)}.",
     )
+
+
+def kinds_of(shape: tuple[int, ...], classes: int | None) -> list[Kind]:
+    """Every kind that an output (1, rows, columns) may be."""
+    return [kind for kind in KINDS if _fits(kind, shape[1], shape[2], classes)]
 
 
 def _fits(kind: Kind, rows: int, columns: int, classes: int | None) -> bool:

@@ -1,0 +1,95 @@
+"""Detection as a task: the objects on a frame that its source's rules ask for, and the zones they are in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeward_runtime.sessions import Port, RunFailed
+from edgeward_runtime.sources.options import ANY, Rules
+from edgeward_runtime.tasks.answer import Detected, Found
+from edgeward_runtime.tasks.detection import Boxes, Kind, Settings, decode, kind_of, suppress, to_frame
+from edgeward_runtime.tasks.view import View, label_of, place_of
+from edgeward_runtime.tasks.zones import standing, zones_at
+from edgeward_wire.contract import Contract
+from edgeward_wire.errors import Rejected
+
+DEFAULT = Settings()
+
+
+class Detection:
+    """Reads the contract's one result of three dimensions; its kind is declared, or told by its shape."""
+
+    def __init__(self, contract: Contract, outputs: Sequence[Port], labels: Sequence[str]) -> None:
+        """Raises Rejected when the outputs, the contract and the labels do not fit one another."""
+        found = [port for port in contract.results if len(port.shape) == 3]
+        if len(found) != 1:
+            raise Rejected(
+                f"A detector has one output of three dimensions; this model has {len(found)}.",
+                "Export it with its boxes decoded, as one tensor.",
+            )
+        if contract.source.image is None:
+            raise Rejected("A detector takes a picture, and this model's contract has none.")
+        self._at, port = place_of(found[0], outputs)
+        self._image = contract.source.image
+        self._labels = tuple(labels)
+        self._classes = len(labels) or None
+        self._declared: Kind | None = port.boxes
+        self._kinds: dict[tuple[int, ...], Kind] = {}
+        shape = outputs[self._at].shape
+        if all(isinstance(side, int) for side in shape):
+            self._kind_of(tuple(side for side in shape if isinstance(side, int)))
+
+    def __call__(self, outputs: Sequence[npt.NDArray[Any]], view: View) -> Detected:
+        """Best first. Raises RunFailed when the output is not that of the declared detector."""
+        raw = outputs[self._at]
+        try:
+            kind = self._kind_of(raw.shape)
+        except Rejected as error:
+            raise RunFailed(error.what) from error
+        boxes = self._wanted(raw, kind, view.rules)
+        on_frame = to_frame(boxes, self._image, view.width, view.height)
+        return Detected(tuple(self._found(on_frame, view)), (view.width, view.height))
+
+    def _kind_of(self, shape: tuple[int, ...]) -> Kind:
+        kind = self._kinds.get(shape)
+        if kind is None:
+            kind = kind_of(shape, self._classes, self._declared)
+            if len(self._kinds) < 16:  # a graph of free sizes has a few of them
+                self._kinds[shape] = kind
+        return kind
+
+    def _wanted(self, raw: npt.NDArray[Any], kind: Kind, rules: Rules) -> Boxes:
+        """In pixels of the model's input. What the rules leave out cannot suppress what they ask for."""
+        score, single = _least(rules)
+        boxes = decode(raw, kind, DEFAULT._replace(score=score))
+        if not single or rules.classes:
+            names = {int(k): label_of(self._labels, int(k)) for k in np.unique(boxes.classes)}
+            least = {
+                k: rules.threshold(name, DEFAULT.score) if rules.wanted(name) else np.inf
+                for k, name in names.items()
+            }
+            boxes = boxes.take(boxes.scores >= np.array([least[int(k)] for k in boxes.classes], np.float32))
+        if kind == "end-to-end":
+            return boxes.take(np.arange(min(len(boxes.scores), DEFAULT.most)))
+        return boxes.take(suppress(boxes, DEFAULT.iou, DEFAULT.most))
+
+    def _found(self, boxes: Boxes, view: View) -> list[Found]:
+        zones = view.rules.zones
+        found = []
+        # Three lists at once cost a twentieth of what numbers taken one by one do.
+        rows = zip(boxes.corners.tolist(), boxes.scores.tolist(), boxes.classes.tolist(), strict=True)
+        for (x1, y1, x2, y2), score, index in rows:
+            corners = (x1, y1, x2, y2)
+            held = zones_at(zones, standing(corners, view.width, view.height)) if zones else ()
+            found.append(Found(index, label_of(self._labels, index), score, corners, held))
+        return found
+
+
+def _least(rules: Rules) -> tuple[float, bool]:
+    """The lowest score that any label needs, and whether it is the same for all."""
+    least = min((rules.thresholds.get(ANY, DEFAULT.score), *rules.thresholds.values()))
+    return least, not rules.thresholds.keys() - {ANY}
