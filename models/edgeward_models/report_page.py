@@ -15,6 +15,7 @@ from edgeward_models import machine
 from edgeward_models.fusions import Fusion
 from edgeward_models.optimise import AFTER, BEFORE, UNOPTIMISED, OptimiseReport
 from edgeward_models.race import Timing
+from edgeward_runtime.plans import TIE
 
 _MOST_OPERATORS = 24
 _WIDTH = 360
@@ -109,7 +110,7 @@ def tiles(report: OptimiseReport) -> list[Tile]:
     timing = report.timed.get(AFTER)
     if timing is not None and timing.ratio is not None and timing.interval is not None:
         low, high = timing.interval
-        mood = "good" if high < 1 else "bad" if low > 1 else ""
+        mood = "good" if high < 1 / TIE else "bad" if low > TIE else ""
         found.append(Tile("latency", f"{timing.ratio:.3f} ×", f"of before ({low:.3f} to {high:.3f})", mood))
     worst = max(report.differences, key=lambda d: d.worst, default=None)
     if worst is not None:
