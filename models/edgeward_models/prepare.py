@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,10 +24,12 @@ import onnx
 from onnx import inliner, shape_inference, version_converter
 
 from edgeward_models.graph import MAX_IR_VERSION, embed_external_data, read_facts
+from edgeward_models.made_names import set_apart
 from edgeward_models.regions import WEIGHTED
+from edgeward_models.whole_file import write_whole
 from edgeward_runtime import sessions
 from edgeward_runtime.sessions import NotLoaded, RunFailed, Session, open_exact
-from edgeward_wire.errors import Rejected, Unavailable
+from edgeward_wire.errors import Rejected
 from edgeward_wire.verdict import Plan
 
 Array = npt.NDArray[Any]
@@ -63,15 +64,16 @@ def prepare(model: Path, out: Path, feeds: Sequence[Mapping[str, Array]] = ()) -
             whole.write_bytes(original.SerializeToString(deterministic=True))
         plain = _modernised(original, model.name)
         folded = _folded(plain, home, model.name)
-        _rename_made(folded.graph, plain.graph)
+        set_apart(folded, plain)
         _name_nodes(folded.graph)
         _unshare_weights(folded.graph)
         folded = _shaped(folded)
         strip(folded)
         made = home / "prepared.onnx"
-        made.write_bytes(folded.SerializeToString(deterministic=True))
+        raw = folded.SerializeToString(deterministic=True)
+        made.write_bytes(raw)
         _check_same(whole, made, feeds, model.name)
-        place(made, out)
+    write_whole(out, raw)
     return out
 
 
@@ -131,19 +133,6 @@ def _reads(node: onnx.NodeProto) -> Iterator[str]:
             yield from (value.name for value in graph.output)
 
 
-def place(made: Path, out: Path) -> None:
-    """Put a finished file where it belongs, whole or not at all. Raises Unavailable."""
-    beside = out.with_name(f".{out.name}.new")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(made.read_bytes())
-        os.replace(beside, out)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise Unavailable(f"{out} cannot be written: {error.strerror}.", "Is the disk full?") from error
-
-
 def _modernised(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     """Functions inlined, the operator set at least `OPSET`."""
     if model.functions:
@@ -178,37 +167,6 @@ def _shaped(model: onnx.ModelProto) -> onnx.ModelProto:
     with contextlib.suppress(shape_inference.InferenceError):  # then fewer tensors can be quantised
         return shape_inference.infer_shapes(model, data_prop=True)
     return model
-
-
-def _rename_made(graph: onnx.GraphProto, source: onnx.GraphProto) -> None:
-    """Names of ours for the tensors and nodes that folding has made; in place.
-
-    ONNX Runtime makes the same names again when it optimises the file a second time, and then refuses to load
-    it ("Attempt to replace the existing tensor"; seen on transformers).
-    """
-    known = {value.name for value in source.input} | {tensor.name for tensor in source.initializer}
-    known |= {name for node in source.node for name in (*node.output, node.name)}
-    made = [tensor.name for tensor in graph.initializer] + [
-        name for node in graph.node for name in node.output
-    ]
-    ours = {name: f"folded/{k}" for k, name in enumerate(made) if name and name not in known}
-    for tensor in graph.initializer:
-        tensor.name = ours.get(tensor.name, tensor.name)
-    for node in graph.node:
-        node.name = node.name if node.name in known else ""
-        _rename(node, ours)
-
-
-def _rename(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
-    for ports in (node.input, node.output):
-        for k, name in enumerate(ports):
-            ports[k] = names.get(name, name)
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            for inner in graph.node:
-                _rename(inner, names)
-            for value in graph.output:
-                value.name = names.get(value.name, value.name)
 
 
 def _name_nodes(graph: onnx.GraphProto) -> bool:

@@ -25,11 +25,12 @@ from edgeward_models import half
 from edgeward_models.calibration import Ranges
 from edgeward_models.codes import CODES, weight_scales
 from edgeward_models.gelu import fuse_gelu
-from edgeward_models.prepare import place, sort_nodes, strip
+from edgeward_models.prepare import sort_nodes, strip
 from edgeward_models.regions import WEIGHTED, Graph, Weighted
 from edgeward_models.residuals import quantise_shortcuts
 from edgeward_models.schemes import Scheme
 from edgeward_models.shield import shield
+from edgeward_models.whole_file import write_whole
 from edgeward_wire.errors import Rejected
 
 _DYNAMIC = ("MatMul", "LSTM")
@@ -51,10 +52,7 @@ def quantise(prepared: Path, out: Path, scheme: Scheme, ranges: Ranges | None = 
     sort_nodes(made.graph)
     strip(made)
     onnx.checker.check_model(made, full_check=True)
-    with tempfile.TemporaryDirectory(prefix="edgeward-quantise-") as scratch:
-        file = Path(scratch) / "quantised.onnx"
-        file.write_bytes(made.SerializeToString(deterministic=True))
-        place(file, out)
+    write_whole(out, made.SerializeToString(deterministic=True))
     return out
 
 
