@@ -279,11 +279,11 @@ def _float_reason(inspection: Inspection, files: Mapping[str, _File], allow: str
     facts = inspection.facts
     if any(file.facts.precision == "int8" for file in files.values()):
         return None
-    if not facts.macs:
-        return NOTHING_TO_QUANTISE
     reason = allow or inspection.guess.float_reason
     if reason and reason.strip():
         return reason.strip()
+    if not facts.macs:
+        return NOTHING_TO_QUANTISE
     raise Rejected(
         f"{facts.path.name} is not INT8 ({precision_line(facts)}; {INT8_SHARE * 100:.0f} % are needed).",
         "Quantise it (static QDQ; models/zoo has a recipe), or say why not with --allow-float REASON.",
