@@ -17,6 +17,7 @@ from collections.abc import Callable
 from edgeward_runtime.backoff import Backoff
 from edgeward_runtime.slots import Buffers, Frame, Slots
 from edgeward_runtime.sources import open_source
+from edgeward_runtime.sources.address import shown
 from edgeward_runtime.sources.base import Source
 from edgeward_runtime.sources.framing import Framing
 from edgeward_runtime.sources.options import SourceOptions
@@ -197,7 +198,9 @@ class _Reading(threading.Thread):
                 if not self._hand_over(frame):
                     return
             elif not delivered:
-                raise Unavailable(f"{self._options.uri} holds no frame that can be read.", "Check the file.")
+                raise Unavailable(
+                    f"{shown(self._options.uri)} holds no frame that can be read.", "Check the file."
+                )
             elif self._options.loop:
                 delivered = 0
                 source.rewind()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import shutil
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,18 +15,12 @@ from hypothesis import strategies as st
 
 from edgeward_runtime import images
 from edgeward_runtime.backoff import Backoff
-from edgeward_runtime.capture import STALE_S, Capture, Pace
-from edgeward_runtime.slots import Frame, Slots
+from edgeward_runtime.capture import STALE_S, Pace
 from edgeward_runtime.sources import kind_of, open_source
 from edgeward_runtime.sources.options import SourceOptions
 from edgeward_wire.errors import Rejected, Unavailable
 from runtime.builders import COLOURS, frame, picture_directory, picture_file, video_file
-
-
-def colour_of(image: np.ndarray) -> str:
-    """red, green or blue: the strongest of the mean colours."""
-    blue, green, red = image.reshape(-1, 3).mean(axis=0)
-    return max({"red": red, "green": green, "blue": blue}.items(), key=lambda item: item[1])[0]
+from runtime.capturing import Running, colour_of
 
 
 @pytest.mark.parametrize(
@@ -106,55 +99,6 @@ def test_a_bad_picture_among_good_ones_is_passed_over(tmp_path: Path) -> None:
     with Running(SourceOptions("s", str(directory))) as running:
         assert [colour_of(f.data) for f in running.take(2)] == ["red", "green"]
         running.await_change(("s", False, "end of file"))
-
-
-class Running:
-    """A capture thread and what comes of it."""
-
-    def __init__(self, options: SourceOptions) -> None:
-        self.changes: list[tuple[str, bool, str]] = []
-        self.crashes: list[BaseException] = []
-        self.slots = Slots([options.policy])
-        self._changed = threading.Condition()
-        self.capture = Capture(
-            0,
-            options,
-            self.slots,
-            on_change=self._on_change,
-            on_crash=self.crashes.append,
-            backoff=Backoff(0.01, 0.02),
-        )
-
-    def __enter__(self) -> Running:
-        self.capture.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.capture.stop()
-        self.slots.close()
-        self.capture.join(10)
-        assert not self.capture.is_alive()
-        assert not self.crashes
-
-    def _on_change(self, source: str, up: bool, detail: str) -> None:
-        with self._changed:
-            self.changes.append((source, up, detail))
-            self._changed.notify_all()
-        self.slots.wake()
-
-    def await_change(self, change: tuple[str, bool, str]) -> None:
-        with self._changed:
-            assert self._changed.wait_for(lambda: change in self.changes, 10), self.changes
-
-    def take(self, count: int) -> list[Frame]:
-        deadline = threading.Timer(20, self.slots.close)
-        deadline.start()
-        try:
-            frames = [self.slots.take(lambda: False) for _ in range(count)]
-        finally:
-            deadline.cancel()
-        assert None not in frames
-        return [f for f in frames if f is not None]
 
 
 def test_frames_are_stamped_and_the_end_is_reported(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ CONNECT_S = 5.0
 _PORTS = {"http": 80, "https": 443, "rtsp": 554, "rtsps": 322}
 _MAX_HEAD = 16 << 10
 _CHUNK = 64 << 10
-_USER = re.compile(r"(?<=://)[^/\s]*@")
+# Up to the last @: a password with a slash that nobody encoded is one still.
+_USER = re.compile(r"(?<=://)[^\s!]*@")
 _SECRET = re.compile(r"(?i)\b([\w-]*(?:user|pass|pw|token|key|auth|secret)[\w-]*=)(\"[^\"]*\"|[^\s&!]+)")
 _WORD = re.compile(r'(\w+)=(?:"([^"]*)"|([^\s,]+))')
 
@@ -52,24 +53,33 @@ class Address:
 
     @property
     def bare(self) -> str:
-        """The address without credentials."""
+        """The address without user name and password; its query may hold secrets still."""
         return f"{self.scheme}://{self.where}{self.target}"
+
+    @property
+    def shown(self) -> str:
+        """The address as a person or a log may see it."""
+        return shown(self.bare)
 
 
 def parse(uri: str) -> Address:
     """Take it apart. Raises Rejected when it is no address."""
+    not_one = Rejected(
+        f"{shown(uri)} is not an address.",
+        "Write it like rtsp://camera.local:554/stream1, secrets %-encoded.",
+    )
     try:
         parts = urlsplit(uri)
         port, host = parts.port, parts.hostname
     except ValueError:
-        port, host = None, None
-    if not host or parts.scheme not in _PORTS or any(c < "!" or c > "~" for c in uri):
-        raise Rejected(f"{shown(uri)} is not an address.", "Write it like rtsp://camera.local:554/stream1.")
-    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        raise not_one from None
     user = None if parts.username is None else unquote(parts.username)
-    if port is None:
-        port = _PORTS[parts.scheme]
-    return Address(parts.scheme, host, port, target, user, unquote(parts.password or ""))
+    password = unquote(parts.password or "")
+    odd = any(not c.isprintable() or c == '"' for c in (user or "") + password)
+    if not host or parts.scheme not in _PORTS or odd or any(c < "!" or c > "~" for c in uri):
+        raise not_one
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    return Address(parts.scheme, host, _PORTS[parts.scheme] if port is None else port, target, user, password)
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,12 @@ class Reply:
 
     status: int
     headers: dict[str, str]
+
+    @property
+    def length(self) -> int:
+        """Bytes of the body that follows, as far as it says; bounded."""
+        said = self.headers.get("content-length", "")
+        return min(int(said), _CHUNK) if said.isdecimal() and len(said) < 10 else 0
 
 
 class Line:
@@ -159,7 +175,7 @@ class Line:
             self._socket.settimeout(left)
             raw = self._socket.recv(_CHUNK)
         except TimeoutError:
-            raise Unavailable(f"{self._what} stopped sending.", "Check the camera and the network.") from None
+            raise Unavailable(f"{self._what} sends nothing.", "Check the camera and the network.") from None
         except OSError as error:
             raise Unavailable(f"{self._what} cut the connection: {error.strerror or error}.") from None
         if not raw:
@@ -230,7 +246,7 @@ def _md5(text: str) -> str:
 
 def refusal(status: int, address: Address) -> Unavailable:
     """Why a server that answers `status` gives no stream."""
-    where = address.bare
+    where = address.shown
     if status == 401:
         if address.user is None:
             return Unavailable(

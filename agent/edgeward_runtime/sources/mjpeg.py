@@ -37,7 +37,7 @@ def open_http(options: SourceOptions) -> MjpegSource | FilmSource:
     line.close()
     if kind.lower().startswith(("text/", "application/json", "image/")):
         raise Rejected(
-            f"{address.bare} is {kind.split(';')[0][:80]}, not a stream.",
+            f"{address.shown} is {kind.split(';')[0][:80]}, not a stream.",
             "Name the address of its MJPEG stream.",
         )
     return FilmSource(options.uri, address)
@@ -58,7 +58,7 @@ def _request(address: Address, deadline: float) -> tuple[Line, str]:
             if reply.status == 200 and "chunked" not in reply.headers.get("transfer-encoding", "").lower():
                 return line, reply.headers.get("content-type", "")
             if reply.status == 200:
-                raise Rejected(f"{address.bare} sends chunks though HTTP/1.0 was asked for.")
+                raise Rejected(f"{address.shown} sends chunks though HTTP/1.0 was asked for.")
             said = credentials(address, "GET", address.target, reply.headers.get("www-authenticate", ""))
             if reply.status != 401 or said is None or proof:
                 raise refusal(reply.status, address)
@@ -75,7 +75,7 @@ class MjpegSource(PictureBase):
     fps: float | None = None
 
     def __init__(self, address: Address, line: Line, kind: str) -> None:
-        self._where, self._line = address.bare, line
+        self._where, self._line = address.shown, line
         self._raw = b""
         named = _BOUNDARY.search(kind)
         if named is None:
@@ -123,7 +123,7 @@ class FilmSource(PictureBase):
     """A film or transport stream over HTTP, through FFmpeg."""
 
     def __init__(self, uri: str, address: Address) -> None:
-        self._where = address.bare
+        self._where = address.shown
         self._reader = Reader.of_stream(uri, self._where, OPEN_S, READ_S)
 
     @property

@@ -27,7 +27,7 @@ class RtspSource(PictureBase):
         # Outside FFmpeg at first: it gives no reason, and may keep others from opening while it waits.
         Line(self._address).close()
         try:
-            self._reader = Reader.of_stream(options.uri, self._address.bare, OPEN_S, READ_S)
+            self._reader = Reader.of_stream(options.uri, self._address.shown, OPEN_S, READ_S)
         except Unavailable as error:
             raise why_not(self._address) or error from None
 
@@ -37,7 +37,7 @@ class RtspSource(PictureBase):
 
     def grab(self) -> bool:
         if not self._reader.grab():
-            raise Unavailable(f"{self._address.bare} stopped sending.", "Check the camera and the network.")
+            raise Unavailable(f"{self._address.shown} stopped sending.", "Check the camera and the network.")
         return True
 
     def retrieve(self, buffer: U8 | None) -> U8:
@@ -75,6 +75,6 @@ def _ask(line: Line, address: Address, deadline: float) -> EdgewardError | None:
         said = credentials(address, "DESCRIBE", target, reply.headers.get("www-authenticate", ""))
         if reply.status != 401 or said is None or proof:
             return refusal(reply.status, address)
-        line.exactly(min(int(reply.headers.get("content-length", "0") or 0), 1 << 16), deadline)
+        line.exactly(reply.length, deadline)
         proof = f"Authorization: {said}\r\n"
     return None

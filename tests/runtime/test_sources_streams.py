@@ -1,0 +1,354 @@
+"""Streams from cameras that are there, stall, drop, refuse and lie: RTSP and HTTP over real sockets."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeward_runtime import images
+from edgeward_runtime.sources import SOURCES, address, kind_of, mjpeg, open_source, rtsp
+from edgeward_runtime.sources.gstreamer import GstreamerSource
+from edgeward_runtime.sources.options import SourceOptions
+from edgeward_wire.errors import EdgewardError, Rejected, Unavailable
+from runtime.builders import COLOURS, frame
+from runtime.capturing import Running, colour_of
+from sim.mjpeg import PASSWORD, USER, Auth, MjpegCamera
+from sim.rtsp import RtspCamera
+
+Camera = MjpegCamera | RtspCamera
+both = pytest.mark.parametrize("kind", [MjpegCamera, RtspCamera], ids=["http", "rtsp"])
+GOOD = f"{USER}:{PASSWORD.replace('/', '%2F')}@"
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> None:
+    images.be_light()
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[bytes]:
+    return [images.encode_jpeg(frame(colour)) for colour in COLOURS]
+
+
+def why(uri: str) -> str:
+    """Why a source cannot be opened and read."""
+
+    def try_it() -> None:
+        source = open_source(SourceOptions("cam", uri))
+        try:
+            source.grab()
+            source.retrieve(None)
+        finally:
+            source.close()
+
+    with pytest.raises(EdgewardError) as caught:
+        try_it()
+    return caught.value.what
+
+
+# --- what works
+
+
+@both
+def test_a_stream_gives_its_pictures(kind: type[Camera], pictures: list[bytes]) -> None:
+    with kind(pictures) as camera, Running(SourceOptions("cam", camera.url())) as running:
+        seen = {colour_of(f.data) for f in running.take(12)}
+        assert running.changes == [("cam", True, "")]
+    assert seen == set(COLOURS)
+
+
+@both
+@pytest.mark.parametrize("auth", ["basic", "digest"])
+def test_credentials_are_proved(kind: type[Camera], auth: Auth, pictures: list[bytes]) -> None:
+    with kind(pictures, auth=auth) as camera:
+        source = open_source(SourceOptions("cam", camera.url(GOOD)))
+        assert source.grab()
+        source.close()
+
+
+def test_rtsp_goes_over_tcp(pictures: list[bytes]) -> None:
+    with RtspCamera(pictures) as camera:
+        source = open_source(SourceOptions("cam", camera.url()))
+        assert source.fps == 50
+        source.close()
+        assert all("TCP" in transport for transport in camera.transports)
+
+
+@pytest.mark.parametrize("boundary", ["frontier", '"frontier"', "--frontier"])
+@pytest.mark.parametrize("lengths", [True, False])
+def test_every_way_of_marking_parts(boundary: str, lengths: bool, pictures: list[bytes]) -> None:
+    with MjpegCamera(pictures) as camera:
+        camera.kind, camera.lengths = f"multipart/x-mixed-replace;boundary={boundary}", lengths
+        source = open_source(SourceOptions("cam", camera.url()))
+        seen = []
+        for _ in range(6):
+            assert source.grab()
+            seen.append(colour_of(source.retrieve(None)))
+        source.close()
+    assert seen == [*COLOURS, *COLOURS]
+
+
+# --- what comes and goes
+
+
+@both
+def test_a_camera_that_went_away_is_found_again(kind: type[Camera], pictures: list[bytes]) -> None:
+    with kind(pictures) as camera, Running(SourceOptions("cam", camera.url())) as running:
+        running.take(2)
+        camera.close()
+        running.await_down("refused")
+        before = len(running.changes)
+        with kind(pictures, port=camera.port):
+            running.await_up(before)
+            running.take(2)
+
+
+@both
+def test_a_cut_connection_is_made_again(kind: type[Camera], pictures: list[bytes]) -> None:
+    with kind(pictures) as camera, Running(SourceOptions("cam", camera.url())) as running:
+        running.take(2)
+        camera.drop()
+        running.await_down("")
+        running.await_up(2)
+        running.take(2)
+
+
+@both
+def test_a_stall_is_reported_and_its_end_too(kind: type[Camera], pictures: list[bytes]) -> None:
+    with kind(pictures) as camera, Running(SourceOptions("cam", camera.url())) as running:
+        running.take(2)
+        camera.stalled.set()
+        running.find_stale(6, lambda: len(running.changes) > 1)
+        assert running.changes[1] == ("cam", False, "no frame for 5 s")
+        camera.stalled.clear()
+        running.await_up(2)
+        assert len(running.changes) == 3
+        running.take(1)
+
+
+# --- what is refused, each with one reason
+
+
+@both
+def test_reasons(kind: type[Camera], pictures: list[bytes]) -> None:
+    with kind(pictures, auth="digest") as camera:
+        assert "asks for a user name" in why(camera.url())
+        assert "refuses the user name or password" in why(camera.url("eve:wrong@"))
+        assert "is not there (404)" in why(camera.url(GOOD, "/none"))
+        port = camera.port
+    scheme = camera.url().partition(":")[0]
+    assert why(f"{scheme}://127.0.0.1:{port}/x").endswith("cannot be reached: Connection refused.")
+    assert "is not known" in why(f"{scheme}://no-such-host.invalid/x")
+    assert "is not an address" in why(f"{scheme}:///x")
+    assert "is not an address" in why(f"{scheme}://eve%0d%0aX:y@host/x")
+    assert "is not an address" in why(f"{scheme}://host:99999999/x")
+
+
+def test_what_is_no_stream_is_told(pictures: list[bytes]) -> None:
+    with MjpegCamera(pictures) as web, RtspCamera(pictures) as camera:
+        web.kind = "text/html; charset=utf-8"
+        assert why(web.url()).endswith("is text/html, not a stream.")
+        web.kind = "multipart/x-mixed-replace"
+        assert "names no boundary" in why(web.url())
+        assert "does not answer as RTSP does" in why(web.url().replace("http:", "rtsp:"))
+        assert "does not answer as HTTP does" in why(camera.url().replace("rtsp:", "http:"))
+    assert "nothing here reads" in why("srt://host:9000")
+
+
+@both
+def test_no_reason_tells_a_secret(kind: type[Camera], pictures: list[bytes]) -> None:
+    with kind(pictures, auth="basic") as camera:
+        for path in ("/stream?user=eve&password=hush-hush", "/video?pwd=hush-hush"):
+            for user in ("eve:hush-hush@", ""):
+                assert "hush-hush" not in why(camera.url(user, path))
+    assert "hush-hush" not in why(camera.url("eve:hush-hush@"))
+
+
+@pytest.mark.parametrize(
+    ("uri", "seen"),
+    [
+        ("rtsp://eve:pa@ss@cam/1", "rtsp://cam/1"),
+        ("http://cam/v?user=eve&pwd=x&res=1", "http://cam/v?user=***&pwd=***&res=1"),
+        ("rtsp://cam/user=eve_password=x_channel=1", "rtsp://cam/user=***"),
+        ("rtsp://eve:un/encoded@cam/1", "rtsp://cam/1"),
+        ("rtspsrc location=rtsp://eve:x@cam/1 user-pw=x ! a", "rtspsrc location=rtsp://cam/1 user-pw=*** ! a"),
+        ("/var/film.mp4", "/var/film.mp4"),
+    ],
+)  # fmt: skip
+def test_addresses_are_shown_without_secrets(uri: str, seen: str) -> None:
+    assert address.shown(uri) == seen
+
+
+@given(st.text(max_size=60), st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=8))
+def test_an_address_is_taken_apart_or_rejected(rest: str, secret: str) -> None:
+    try:
+        found = address.parse(f"rtsp://eve:{secret}@{rest}")
+    except Rejected as error:
+        told = error.what
+        assert secret not in told
+        return
+    assert 0 <= found.port <= 65535
+    assert found.host
+
+
+# --- what is hostile
+
+
+def endless_header(connection: socket.socket) -> None:
+    connection.sendall(b"HTTP/1.0 200 OK\r\n")
+    while True:
+        connection.sendall(b"X-More: and more\r\n" * 1000)
+
+
+def endless_part(connection: socket.socket) -> None:
+    connection.sendall(
+        b"HTTP/1.0 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=b\r\n\r\n--b\r\n\r\n"
+    )
+    while True:
+        connection.sendall(bytes(1 << 16))
+
+
+def huge_part(connection: socket.socket) -> None:
+    connection.sendall(
+        b"HTTP/1.0 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=b\r\n\r\n"
+        b"--b\r\nContent-Length: 999999999\r\n\r\n"
+    )
+
+
+def huge_picture(connection: socket.socket) -> None:
+    raw = bytearray(images.encode_jpeg(frame("red")))
+    at = raw.index(b"\xff\xc0")
+    raw[at + 5 : at + 9] = b"\xff\xff\xff\xff"
+    connection.sendall(
+        b"HTTP/1.0 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=b\r\n\r\n"
+        b"--b\r\nContent-Length: %d\r\n\r\n%s\r\n" % (len(raw), raw)
+    )
+
+
+def garbage(connection: socket.socket) -> None:
+    connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=b\r\n\r\n")
+    while True:
+        connection.sendall(b"--b\r\nContent-Length: 7\r\n\r\ngarbage\r\n")
+
+
+@pytest.mark.parametrize(
+    ("talk", "reason"),
+    [
+        (endless_header, "without end"),
+        (endless_part, "without end"),
+        (huge_part, "announces a picture of 999999999 bytes"),
+        (huge_picture, "a picture of 65535 x 65535"),
+        (garbage, "not a JPEG"),
+        (lambda c: c.sendall(b"HTTP/1.0 999 ?\r\n\r\n"), "does not answer as HTTP does"),
+        (lambda c: c.sendall(b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"), "sends chunks"),
+        (lambda c: None, "closed the connection"),
+    ],
+)
+def test_hostile_streams_stay_bounded(
+    talk: Callable[[socket.socket], None], reason: str, pictures: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mjpeg, "MAX_FRAME_BYTES", 1 << 20)
+    with MjpegCamera(pictures) as camera:
+        camera.hostile = talk
+        assert reason in why(camera.url())
+
+
+@pytest.mark.parametrize(
+    "talk", [endless_header, lambda c: c.sendall(b"RTSP/1.0 401 No\r\nContent-Length: x\r\n\r\n")]
+)
+def test_hostile_rtsp_servers_too(
+    talk: Callable[[socket.socket], None], pictures: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rtsp, "OPEN_S", 1)
+    with MjpegCamera(pictures) as camera:
+        camera.hostile = talk
+        assert why(camera.url("eve:x@").replace("http:", "rtsp:"))
+
+
+@given(st.binary(max_size=200))
+def test_headers_of_pictures_are_read_safely(raw: bytes) -> None:
+    size = images.jpeg_size(b"\xff\xd8" + raw)
+    assert size is None or all(0 <= side < 65536 for side in size)
+
+
+# --- side by side
+
+
+def test_a_camera_that_says_nothing_keeps_nobody_waiting(tmp_path: Path) -> None:
+    """In a process of its own: OpenCV reads once whether openings exclude one another."""
+    script = Path(__file__).with_name("beside_a_dead_camera.py")
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["300", "True"]
+
+
+# --- threads
+
+
+def test_a_read_that_hangs_for_good_is_left_behind(tmp_path: Path) -> None:
+    """A picture that is a pipe nobody writes into: the read never returns by itself."""
+    hanging = tmp_path / "p" / "000.jpg"
+    hanging.parent.mkdir()
+    os.mkfifo(hanging)
+    with Running(SourceOptions("hung", str(hanging.parent))) as running:
+
+        def threads() -> int:
+            return sum(t.name == "capture-hung" for t in threading.enumerate())
+
+        running.find_stale(31, lambda: threads() == 4)
+        for _ in range(100):
+            running.capture.check_stale(1e12)
+        assert threads() == 4, "three are left behind at most"
+        assert running.changes == [("hung", False, "no frame for 5 s")]
+        raw = images.encode_jpeg(frame("green"))
+        while threads() > 1:
+            try:
+                fd = os.open(hanging, os.O_WRONLY | os.O_NONBLOCK)
+            except OSError:  # nobody reads any more
+                break
+            os.write(fd, raw)
+            os.close(fd)
+            if running.slots.idle() or any(up for _, up, _ in running.changes):
+                break
+        running.await_up(1)
+        assert colour_of(running.take(1)[0].data) == "green"
+
+
+# --- pipelines
+
+
+def test_a_pipeline_must_end_in_appsink() -> None:
+    with pytest.raises(Rejected, match="does not end in appsink"):
+        open_source(SourceOptions("csi", "nvarguscamerasrc ! videoconvert"))
+
+
+def test_without_gstreamer_that_is_said() -> None:
+    options = SourceOptions("csi", "videotestsrc ! videoconvert ! video/x-raw,format=BGR ! appsink")
+    assert kind_of(options) == "gstreamer"
+    assert SOURCES["gstreamer"] is GstreamerSource
+    if images.has_gstreamer():
+        source = open_source(options)
+        assert source.grab()
+        source.close()
+    else:
+        with pytest.raises(Unavailable, match="built without GStreamer"):
+            open_source(options)
+        logging.getLogger(__name__).info("GStreamer was not run")

@@ -1,0 +1,140 @@
+"""A camera that sends MJPEG over HTTP on loopback, and can misbehave: it stalls, drops, refuses and lies."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import re
+import socket
+import threading
+from collections.abc import Callable
+from typing import Literal
+
+Auth = Literal["none", "basic", "digest"]
+_BOUNDARY = "frontier"
+USER, PASSWORD = "eve", "s3cret/word"
+
+
+class MjpegCamera:
+    """Sends `pictures` in turn, `period_s` apart, to whoever asks for /video."""
+
+    def __init__(self, pictures: list[bytes], *, port: int = 0, auth: Auth = "none") -> None:
+        self.pictures = pictures
+        self.period_s = 0.01
+        self.auth: Auth = auth
+        self.lengths = True
+        """Whether a part says how long it is."""
+        self.kind = f"multipart/x-mixed-replace; boundary={_BOUNDARY}"
+        self.hostile: Callable[[socket.socket], None] | None = None
+        """Talks in place of the camera."""
+        self.stalled = threading.Event()
+        self.stalling = threading.Event()
+        """Set once a connection really waits."""
+        self.asked: list[str] = []
+        self.closing = threading.Event()
+        self._connections: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", port))
+        self.port: int = self._listener.getsockname()[1]
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def __enter__(self) -> MjpegCamera:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def url(self, user: str = "", path: str = "/video") -> str:
+        """Its address; `user` as user:password@."""
+        return f"http://{user}127.0.0.1:{self.port}{path}"
+
+    def drop(self) -> None:
+        """Cut every connection; new ones are taken."""
+        for connection in self._connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Cut every connection and take no more."""
+        self.closing.set()
+        self.stalled.clear()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.drop()
+        for thread in self._threads:
+            thread.join(5)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self._connections.append(connection)
+            thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), connection:
+            head = b""
+            while b"\r\n\r\n" not in head:
+                if not (raw := connection.recv(4096)):
+                    return
+                head += raw
+            if self.hostile is not None:
+                self.hostile(connection)
+                return
+            self._answer(connection, head.decode())
+
+    def _answer(self, connection: socket.socket, head: str) -> None:
+        path = head.split()[1]
+        self.asked.append(head)
+        if not authorised(self.auth, head, "GET"):
+            connection.sendall(f"HTTP/1.0 401 Unauthorized\r\n{challenge(self.auth)}\r\n".encode())
+        elif path != "/video":
+            connection.sendall(b"HTTP/1.0 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+        else:
+            connection.sendall(f"HTTP/1.0 200 OK\r\nContent-Type: {self.kind}\r\n\r\n".encode())
+            self._stream(connection)
+
+    def _stream(self, connection: socket.socket) -> None:
+        number = 0
+        while not self.closing.wait(self.period_s):
+            if self.stalled.is_set():
+                self.stalling.set()
+                continue
+            raw = self.pictures[number % len(self.pictures)]
+            number += 1
+            length = f"Content-Length: {len(raw)}\r\n" if self.lengths else ""
+            connection.sendall(
+                f"--{_BOUNDARY}\r\nContent-Type: image/jpeg\r\n{length}\r\n".encode() + raw + b"\r\n"
+            )
+
+
+def challenge(auth: Auth) -> str:
+    """The header that asks who one is."""
+    if auth == "basic":
+        return 'WWW-Authenticate: Basic realm="camera"\r\n'
+    return 'WWW-Authenticate: Digest realm="camera", nonce="abc123", algorithm=MD5, qop="auth"\r\n'
+
+
+def authorised(auth: Auth, head: str, method: str) -> bool:
+    """Whether a request comes from USER with PASSWORD."""
+    if auth == "none":
+        return True
+    found = re.search(r"(?im)^authorization: (\w+) (.*)$", head)
+    if found is None:
+        return False
+    if auth == "basic":
+        return found[2].strip() == base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+    said = dict(re.findall(r'(\w+)="?([^",\s]+)"?', found[2]))
+
+    def md5(text: str) -> str:
+        return hashlib.md5(text.encode()).hexdigest()
+
+    known, wanted = md5(f"{USER}:camera:{PASSWORD}"), md5(f"{method}:{said.get('uri')}")
+    middle = f"{said['nc']}:{said['cnonce']}:{said['qop']}:" if "qop" in said else ""
+    return said.get("response") == md5(f"{known}:{said.get('nonce')}:{middle}{wanted}")
