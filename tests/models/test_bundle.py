@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,15 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgeward_models.bundle import STEPS, Bundle, BundleRequest, make_bundle
+from edgeward_runtime.golden import SEQUENCE_STEPS, read_npz, vectors
+from edgeward_runtime.parity import worst_cosine
+from edgeward_runtime.sessions import open_exact
 from edgeward_wire.document import parse
 from edgeward_wire.errors import Rejected
 from edgeward_wire.manifest import Manifest
 from runtime import builders
+from runtime.test_contract_guess import classical_file, listener
+from runtime.test_sounds import wav
 
 
 @pytest.fixture
@@ -231,3 +237,51 @@ def test_a_faulty_variant_is_named(tmp_path: Path, table: str, says: str) -> Non
     (tmp_path / "more.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(Rejected, match=says):
         bundle(path, tmp_path / "out")
+
+
+# --- what is no picture
+
+
+def heard(tmp_path: Path, seconds: float) -> dict[str, object]:
+    """Flags for the listener, with one sound of so many seconds for samples."""
+    (tmp_path / "sounds").mkdir()
+    values = np.sin(np.arange(int(seconds * 16_000)) / 20)
+    (tmp_path / "sounds" / "a.wav").write_bytes(wav(values))
+    return {
+        "task": "vad",
+        "samples": str(tmp_path / "sounds"),
+        "inputs": {"input": {"rate": 16_000, "context": 64}, "sr": {"const": 16_000}},
+    }
+
+
+def test_a_model_that_hears_and_remembers_is_proven_on_a_sequence(tmp_path: Path) -> None:
+    path = listener(tmp_path / "vad.onnx")
+    made = bundle(path, tmp_path / "out", flags=heard(tmp_path, 3))
+    assert not made.weak
+    assert made.manifest.requires == ("vad", "audio", "state")
+    (variant,) = made.manifest.variants.values()
+    pairs = vectors(read_npz(made.blobs[variant.golden.sha256]))
+    assert len(pairs) == SEQUENCE_STEPS
+    steps = [inputs["input"][0] for inputs, _ in pairs]
+    for one, two in pairwise(steps):  # the context of a window is the end of the one before
+        np.testing.assert_array_equal(one[-64:], two[:64])
+    assert worst_cosine(open_exact(path), pairs, made.manifest.contract) == pytest.approx(1.0)
+
+
+def test_a_sequence_that_is_too_short_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Rejected, match="gives 3 steps; a model with state is proven on 8"):
+        bundle(listener(tmp_path / "vad.onnx"), tmp_path / "out", flags=heard(tmp_path, 0.25))
+
+
+def test_rows_are_strong_evidence(tmp_path: Path) -> None:
+    path = classical_file(tmp_path / "c.onnx", "LinearClassifier")
+    np.savez(tmp_path / "rows.npz", X=np.eye(3).repeat(9, axis=0))
+    (tmp_path / "labels.txt").write_text("no\nyes\n")
+    flags = {"samples": str(tmp_path / "rows.npz"), "labels": str(tmp_path / "labels.txt")}
+    made = bundle(path, tmp_path / "out", flags=flags)
+    assert not made.weak
+    assert made.manifest.requires == ("classification", "tensors")
+    assert made.float_reason is None
+    (tmp_path / "labels.txt").write_text("no\n")
+    with pytest.raises(Rejected, match="1 labels, but probabilities has 2 scores"):
+        bundle(path, tmp_path / "out", flags=flags)
