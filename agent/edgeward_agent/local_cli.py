@@ -281,6 +281,8 @@ def run(arguments: argparse.Namespace) -> int:
                 view.show(saw)
     finally:
         pipeline.stop()
+    if pipeline.totals.errors and not pipeline.totals.frames:
+        raise Rejected("Not one frame of the source could be run.", "The log above says why.")
     view.end()
     return 0
 

@@ -8,11 +8,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgeward_agent import local_cli
 from edgeward_agent.local_cli import table
-from runtime.builders import int8_classifier, labels_file, picture_directory, sidecar_file, video_file
+from runtime.builders import (
+    int8_classifier,
+    labels_file,
+    listener,
+    listener_sidecar,
+    picture_directory,
+    sidecar_file,
+    video_file,
+    wav_file,
+)
 
 RUN = ("run", "--model", "{tmp}/m.onnx", "--source")
 
@@ -114,3 +124,24 @@ def test_nothing_heavy_is_imported_for_the_command_line() -> None:
 
 def test_tables_line_up() -> None:
     assert table([("a", "bb"), ("ccc", "1")], right=frozenset({1})) == ["a    bb", "───  ──", "ccc   1"]
+
+
+def test_voice_activity_on_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A model with state hears a WAV file; its samples are WAV files too."""
+    path = listener(tmp_path / "ear.onnx")
+    listener_sidecar(tmp_path / "ear.toml")
+    sound = wav_file(tmp_path / "s.wav", np.concatenate([np.zeros(8_000), np.full(8_000, 0.25)]))
+    assert command("run", "--model", path, "--source", sound, "--json") == 0
+    *answers, summary = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert summary["frames"] == 100
+    assert [answer["speech"]["active"] for answer in answers] == [False] * 50 + [True] * 50
+    assert command("probe", path, "--samples", tmp_path, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["evidence"] == "strong"
+
+
+def test_a_source_of_the_wrong_kind_is_an_error(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound = wav_file(tmp_path / "s.wav", np.zeros(8_000))
+    assert command("run", "--model", model, "--source", sound) == 1
+    assert "error: Not one frame of the source could be run." in capsys.readouterr().err

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgeward_runtime.contract_guess import guess
 from edgeward_runtime.golden import find_pictures, make_golden, make_preprocess_golden
-from edgeward_wire.manifest import BlobRef, Manifest, ModelRef, Variant
+from edgeward_wire.manifest import BlobRef, Manifest, ModelRef, Variant, features
 from runtime.builders import classifier, int8_classifier, labels_file, picture_directory, sidecar_file
 
 
@@ -68,5 +68,31 @@ def colour_bundle(directory: Path, *, version: str = "1", salt: int = 0, float_t
         variants=variants,
         labels=put(blobs, labels.read_bytes()),
         preprocess=put(blobs, make_preprocess_golden(known.contract, pictures)),
+    )
+    return Bundle(manifest, blobs)
+
+
+def bundle_of(directory: Path, path: Path, *, name: str = "tiny") -> Bundle:
+    """Any one file with its sidecar beside it, as FP32; golden vectors are noise."""
+    known = guess(path).complete()
+    blobs = directory / "blobs"
+    variant = Variant(
+        model=put(blobs, path.read_bytes()),
+        precision=known.precision,
+        golden=put(blobs, make_golden(path, known.contract)),
+        evidence="weak",
+        opset=known.opset,
+    )
+    pictured = any(port.image is not None for port in known.contract.inputs)
+    manifest = Manifest(
+        name=name,
+        version="1",
+        created="2026-01-01T00:00:00Z",
+        contract=known.contract,
+        variants={known.precision: variant},
+        labels=put(blobs, known.labels.read_bytes()) if known.labels else None,
+        preprocess=put(blobs, make_preprocess_golden(known.contract)) if pictured else None,
+        float_reason=known.float_reason or "a tiny one, for tests",
+        requires=features(known.contract),
     )
     return Bundle(manifest, blobs)
