@@ -108,7 +108,8 @@ class MicrophoneSource(SoundBase):
                 "Check that it is plugged in.",
             ) from None
         values = np.frombuffer(raw, np.float32).reshape(-1, self._stream.channels)
-        self._chunk = np.clip(np.nan_to_num(values.mean(axis=1, dtype=np.float32)), -1, 1)
+        heard = np.nan_to_num(values, posinf=1, neginf=-1).mean(axis=1, dtype=np.float32)
+        self._chunk = np.clip(heard, -1, 1)
         passed = until - self._until - len(values) / self._rate
         self.lost_s = max(passed, 1 / self._rate) if overflowed and self._until else 0.0
         self._until = until
