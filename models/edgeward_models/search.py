@@ -6,9 +6,6 @@
 Invariants: never more candidates than are left, never one twice; what is chosen was measured faster than
 FP32 and passed the gate; a candidate that may saturate on a processor of the target is never offered.
 
-Layers are ranked twice: by the noise that each one adds when it alone is quantised, and by that noise
-over the work that goes back to float. Each set is tried as it is and with its gaps closed: a float region
-without gaps needs fewer conversions between float and integers.
 """
 
 from __future__ import annotations
@@ -17,8 +14,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Protocol
 
+from edgeward_models.layer_sets import Ranked, closed, density, in_order, noise, runs, sets
 from edgeward_models.pareto import Point, front
 from edgeward_models.schemes import CALIBRATIONS, Scheme
 from edgeward_wire.manifest import TargetHints
@@ -32,18 +29,6 @@ MAX_CANDIDATES = 200
 _ROOTS = 2
 _ROOTS_APART = 1.1
 _VNNI = frozenset({"avx512_vnni", "avx_vnni"})
-_GAP = 2
-
-
-class Ranked(Protocol):
-    """A layer, as `sensitivity` found it."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def macs_share(self) -> float: ...
-    @property
-    def sqnr_db(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -230,7 +215,7 @@ def _fronts(space: Space, measured: Sequence[Measured]) -> Iterator[Scheme]:
             continue  # right as it is, and float layers would only slow it down
         count = 1
         while count <= len(space.layers) // 2:
-            level = [_keeping(space, start.scheme, names) for names in _sets(space.layers, count)]
+            level = [_keeping(space, start.scheme, names) for names in sets(space.layers, count)]
             yield from level
             known = [by_scheme[key] for scheme in level if (key := identity(scheme)) in by_scheme]
             if len(known) == len(level) and _enough(space.gate, known, passed):
@@ -250,6 +235,8 @@ def _steps(space: Space, measured: Sequence[Measured]) -> Iterator[Scheme]:
         return
     chosen = choose(measured, space.gate)
     if chosen is not None:
+        if measured[chosen].scheme.method == "static":
+            yield from (replace(measured[chosen].scheme, calibration=method) for method in CALIBRATIONS)
         yield from _leaner(space, measured[chosen].scheme)
     for one in _nearly(space, measured, None if chosen is None else measured[chosen]):
         yield from islice(_richer(space, one.scheme), 2 * BATCH)
@@ -269,9 +256,9 @@ _STAGES: tuple[Callable[[Space, Sequence[Measured]], Iterator[Scheme]], ...] = (
 def _leaner(space: Space, scheme: Scheme) -> Iterator[Scheme]:
     """One float layer less, the one that costs most for what it saves first."""
     kept = _own(space, scheme)
-    for layer in sorted(kept, key=_density):
+    for layer in sorted(kept, key=density):
         yield _keeping(space, scheme, [one.name for one in kept if one is not layer])
-    for run in _runs(space.layers, [one.name for one in kept]):
+    for run in runs(space.layers, [one.name for one in kept]):
         if len(run) > 1:
             names = {layer.name for layer in run}
             yield _keeping(space, scheme, [one.name for one in kept if one.name not in names])
@@ -285,14 +272,14 @@ def _richer(space: Space, scheme: Scheme) -> Iterator[Scheme]:
     beside = {k for h in held for k in (h - 1, h + 1) if 0 <= k < len(names) and k not in held}
     rest = [layer for layer in space.layers if layer.name not in kept]
     for layers in zip(
-        sorted(rest, key=_density, reverse=True),
-        sorted(rest, key=_noise, reverse=True),
-        sorted((space.layers[k] for k in beside), key=_noise, reverse=True) or rest,
+        sorted(rest, key=density, reverse=True),
+        sorted(rest, key=noise, reverse=True),
+        sorted((space.layers[k] for k in beside), key=noise, reverse=True) or rest,
         strict=False,
     ):
         for layer in layers:
             yield _keeping(space, scheme, [*kept, layer.name])
-            yield _keeping(space, scheme, _closed(space.layers, [*kept, layer.name]))
+            yield _keeping(space, scheme, closed(space.layers, [*kept, layer.name]))
 
 
 def _nearly(space: Space, measured: Sequence[Measured], chosen: Measured | None) -> list[Measured]:
@@ -312,14 +299,24 @@ def _idle(gate: Gate, measured: Sequence[Measured]) -> int:
 
 def _roots(space: Space, measured: Sequence[Measured]) -> list[Measured]:
     """What float layers are added to: without any, faster than FP32, and worth it beside the others; few."""
-    bare = [one for one in measured if _is_root(space, one) and one.faster]
+    kinds: dict[Scheme, list[Measured]] = {}
+    for one in measured:
+        if _is_root(space, one) and one.faster:
+            kinds.setdefault(_kernels(one.scheme), []).append(one)
+    # Those that run the same kernels are equally fast, whatever a busy machine made of it.
+    best = [replace(max(alike, key=_db), ratio=min(map(_ratio, alike))) for alike in kinds.values()]
     # A little faster and less accurate is no other root: float layers make up for more than that.
     members = [
         one
-        for one in bare
-        if not any(_db(o) > _db(one) and _ratio(o) <= _ratio(one) * _ROOTS_APART for o in bare)
+        for one in best
+        if not any(_db(o) > _db(one) and _ratio(o) <= _ratio(one) * _ROOTS_APART for o in best)
     ]
     return _by_promise(space.gate, members)[:_ROOTS]
+
+
+def _kernels(scheme: Scheme) -> Scheme:
+    """The same for schemes that differ in numbers only."""
+    return replace(scheme, calibration="minmax", weights="pair")
 
 
 def _is_root(space: Space, one: Measured) -> bool:
@@ -340,45 +337,7 @@ def _by_promise(gate: Gate, candidates: Sequence[Measured]) -> list[Measured]:
     return sorted((one for one in candidates if one.ratio is not None), key=cost)
 
 
-# --- sets of layers
-
-
-def _sets(layers: Sequence[Ranked], count: int) -> list[list[str]]:
-    """The `count` most sensitive in both orders, each as it is and closed; equal ones once."""
-    found: dict[tuple[str, ...], list[str]] = {}
-    for order in (_noise, _density):
-        most = [layer.name for layer in sorted(layers, key=order, reverse=True)[:count]]
-        for names in (_in_order(layers, most), _closed(layers, most)):
-            found.setdefault(tuple(names), names)
-    return list(found.values())
-
-
-def _closed(layers: Sequence[Ranked], names: Sequence[str]) -> list[str]:
-    """The set with gaps of up to `_GAP` layers closed, the gap before the first layer of the graph too."""
-    held = sorted(k for k, layer in enumerate(layers) if layer.name in set(names))
-    filled: set[int] = set(held)
-    for a, b in zip([-1, *held], held, strict=False):
-        if b - a - 1 <= _GAP:
-            filled.update(range(a + 1, b))
-    return [layers[k].name for k in sorted(filled)]
-
-
-def _runs(layers: Sequence[Ranked], names: Sequence[str]) -> list[list[Ranked]]:
-    """The set cut into its unbroken regions."""
-    runs: list[list[Ranked]] = []
-    last = -2
-    for k, layer in enumerate(layers):
-        if layer.name in set(names):
-            if k != last + 1:
-                runs.append([])
-            runs[-1].append(layer)
-            last = k
-    return runs
-
-
-def _in_order(layers: Sequence[Ranked], names: Sequence[str]) -> list[str]:
-    wanted = set(names)
-    return [layer.name for layer in layers if layer.name in wanted]
+# --- schemes with other float layers
 
 
 def _own(space: Space, scheme: Scheme) -> list[Ranked]:
@@ -388,17 +347,8 @@ def _own(space: Space, scheme: Scheme) -> list[Ranked]:
 
 
 def _keeping(space: Space, scheme: Scheme, names: Sequence[str]) -> Scheme:
-    more = [name for name in _in_order(space.layers, names) if name not in space.keep_float]
+    more = [name for name in in_order(space.layers, names) if name not in space.keep_float]
     return replace(scheme, keep_float=(*space.keep_float, *more))
-
-
-def _noise(layer: Ranked) -> float:
-    return math.pow(10.0, -max(-300.0, min(300.0, layer.sqnr_db)) / 10)
-
-
-def _density(layer: Ranked) -> float:
-    """Noise taken away for the work that goes back to float; a conversion costs something by itself."""
-    return _noise(layer) / (0.005 + max(0.0, layer.macs_share))
 
 
 # --- figures

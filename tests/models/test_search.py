@@ -181,6 +181,16 @@ def test_the_base_comes_first_then_calibrations_then_layers() -> None:
     assert len(third[0].keep_float) == 1
 
 
+def test_a_blurred_latency_does_not_hide_the_better_calibration() -> None:
+    space = Space((Scheme("static"), Scheme("static", weights="s7")), GATE)
+    measured = [
+        Measured(Scheme("static"), 14.0, ratio=0.5),
+        Measured(Scheme("static", calibration="percentile"), 14.5, ratio=0.7),  # the same kernels
+        Measured(Scheme("static", weights="s7"), 10.0, ratio=0.48),
+    ]
+    assert root(space, measured) == Scheme("static", calibration="percentile")
+
+
 def test_nothing_is_ranked_where_int8_is_slower_anyway() -> None:
     space = Space((Scheme("static"),), GATE, NETWORK)
     measured = search(space, additive(NETWORK, base_ratio=1.2), 50, NETWORK)
