@@ -27,6 +27,7 @@ from edgeward_agent.fetching import Fetching
 from edgeward_agent.gates import LatencyWatch, Probation
 from edgeward_agent.journal import Journal, Saved
 from edgeward_agent.lifetime import Pulse
+from edgeward_agent.local_socket import RUN
 from edgeward_agent.qualifying import Qualifying
 from edgeward_agent.reporting import Reporter
 from edgeward_agent.running import Hooks, Patience, Running, served_blobs
@@ -711,6 +712,7 @@ class Machine:
             sources=settings.sources if settings else (),
             window_s=remote.telemetry_window_s or local.window_s,
             result_interval_s=remote.result_interval_s or local.result_interval_s,
+            run=str((self._state / RUN).absolute()),
         )
 
 

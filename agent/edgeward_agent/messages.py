@@ -71,6 +71,8 @@ class Configure(Document):
     sources: tuple[SourceSpec, ...] = Field(max_length=64)
     window_s: float = Field(default=30, ge=0.1, le=3600)
     result_interval_s: float = Field(default=1, ge=0.05, le=3600)
+    run: str = Field(default="", max_length=4096)
+    """Directory of the runners' local sockets; empty: none."""
 
 
 class Serve(Document):

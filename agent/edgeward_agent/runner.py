@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgeward_agent.local_socket import LocalSocket, Request
 from edgeward_agent.messages import (
     MAX_LINE,
     TO_RUNNER,
@@ -28,6 +29,7 @@ from edgeward_agent.messages import (
     Ready,
     ResultSeen,
     RunnerMessage,
+    SamplesSpec,
     Serve,
     ServeFailed,
     ServingNow,
@@ -36,12 +38,14 @@ from edgeward_agent.messages import (
     WindowClosed,
     encode,
 )
-from edgeward_wire.errors import EdgewardError, Rejected
+from edgeward_wire.errors import EdgewardError, Rejected, Unavailable
 
 if TYPE_CHECKING:
     from edgeward_runtime import pipeline as runtime
     from edgeward_runtime.engine import Recipe
+    from edgeward_runtime.sampling import SampleOptions
     from edgeward_runtime.sources.options import SourceOptions
+    from edgeward_wire.result import ResultMessage
 
 log = logging.getLogger("edgeward.runner")
 
@@ -49,6 +53,10 @@ HEARTBEAT_S = 1.0
 _RECEIVE = 1 << 16
 _MAX_DETAIL = 200
 _MAX_REASON = 2000
+_MAX_WAITING = 256
+"""Answers that only local readers want, before the newest are lost to them."""
+_SHOT_S = 2.0
+_MAX_SIDE = 4096
 
 
 def recipe_of(order: Serve) -> Recipe:
@@ -79,6 +87,16 @@ def options_of(source: SourceSpec) -> SourceOptions:
     return SourceOptions(**said, rules=rules)
 
 
+def samples_of(wanted: SamplesSpec | None) -> SampleOptions | None:
+    """The runtime's view of what is kept."""
+    from edgeward_runtime.sampling import SampleOptions
+
+    if wanted is None:
+        return None
+    said = wanted.model_dump(exclude={"directory", "most_mb"})
+    return SampleOptions(Path(wanted.directory), **said, most_bytes=int(wanted.most_mb * (1 << 20)))
+
+
 class Runner:
     """One pipeline behind one socket."""
 
@@ -90,6 +108,11 @@ class Runner:
         self._configuration: Configure | None = None
         self._pipeline: runtime.Pipeline | None = None
         self._window_due = self._heartbeat_due = 0.0
+        self._local: LocalSocket | None = None
+        self._unheard = 0
+        self._ordered: dict[int, Serve] = {}
+        self._serving: Serve | None = None
+        self._up: dict[str, SourceChanged] = {}
 
     def run(self) -> None:
         """Until the daemon closes the socket."""
@@ -101,6 +124,8 @@ class Runner:
         except (BrokenPipeError, ConnectionResetError):
             log.info("the daemon has gone")
         finally:
+            if self._local is not None:
+                self._local.close()
             if self._pipeline is not None:
                 self._pipeline.stop()
 
@@ -156,8 +181,26 @@ class Runner:
             [options_of(source) for source in wanted.sources],
             self._emit,
             result_interval_s=wanted.result_interval_s,
+            samples=samples_of(wanted.samples),
         )
         self._pipeline.start()
+        self._open_socket(wanted, self._pipeline)
+
+    def _open_socket(self, wanted: Configure, pipeline: runtime.Pipeline) -> None:
+        if not wanted.run:
+            return
+
+        def listening(somebody: bool) -> None:
+            pipeline.listening = somebody
+
+        handlers = {"frame": self._show_frame, "about": self._tell_about}
+        local = LocalSocket(Path(wanted.run), wanted.pipeline, handlers, listening)
+        try:
+            local.start()
+        except OSError as error:  # inference goes on without it
+            log.warning("no local socket in %s: %s", wanted.run, error.strerror or error)
+            return
+        self._local = local
 
     def _serve(self, order: Serve) -> None:
         if self._pipeline is None:
@@ -167,12 +210,62 @@ class Runner:
         except EdgewardError as error:
             self._send(ServeFailed(id=order.id, reason=error.what[:_MAX_REASON]))
             return
+        self._ordered[order.id] = order
         self._pipeline.serve(order.id, recipe)
+
+    # --- to local programs: on their threads
+
+    def _show_frame(self, request: Request) -> None:
+        from edgeward_agent import results
+
+        pipeline, configuration = self._pipeline, self._configuration
+        assert pipeline is not None
+        assert configuration is not None
+        max_side = request.number("max_side", 1280, 16, _MAX_SIDE)
+        if self._serving is None:
+            raise Unavailable("No model serves yet, so no frame is taken.", "See `edgeward-agent status`.")
+        shot = pipeline.shots.ask(request.text("source"), _SHOT_S)
+        picture, width, height = shot.jpeg(max_side)
+        result = results.message(shot.result, configuration.pipeline)
+        header = {
+            "ok": True,
+            "width": width,
+            "height": height,
+            "length": len(picture),
+            "age_s": round(time.monotonic() - shot.at, 3),
+            "result": result.model_dump(mode="json", by_alias=True),
+        }
+        request.line(header, picture)
+
+    def _tell_about(self, request: Request) -> None:
+        configuration, serving = self._configuration, self._serving
+        assert configuration is not None
+        known: dict[str, object] = {"state": "serving" if serving else "preparing"}
+        if serving is not None:
+            contract = serving.manifest.contract
+            known |= {
+                "model": serving.model.name,
+                "version": serving.model.version,
+                "variant": serving.plan.variant,
+                "provider": serving.plan.provider,
+                "threads": serving.plan.threads,
+                "contract": contract.model_dump(mode="json", by_alias=True, exclude_defaults=True),
+            }
+        up = {
+            source.name: {"up": change.up, "detail": change.detail}
+            if (change := self._up.get(source.name))
+            else {"up": False, "detail": "no frame yet"}
+            for source in configuration.sources
+        }
+        request.line({"ok": True, "pipeline": configuration.pipeline, **known, "sources": up})
 
     # --- to the daemon
 
     def _emit(self, happening: runtime.Happening) -> None:
         """Called on any thread."""
+        if getattr(happening, "why", "") is None and self._happened.qsize() >= _MAX_WAITING:
+            self._unheard += 1  # only local readers want it, and the main thread cannot follow
+            return
         self._happened.put(happening)
         with contextlib.suppress(
             BlockingIOError, OSError
@@ -185,26 +278,43 @@ class Runner:
                 happening = self._happened.get_nowait()
             except queue.Empty:
                 return
-            self._send(self._message(happening))
+            message = self._message(happening)
+            if message is not None:
+                self._send(message)
 
-    def _message(self, happening: runtime.Happening) -> RunnerMessage:
+    def _message(self, happening: runtime.Happening) -> RunnerMessage | None:
+        """What the daemon is told of it."""
         from edgeward_agent import results
         from edgeward_runtime import pipeline as runtime
 
         if isinstance(happening, runtime.Saw):
             assert self._configuration is not None
-            return ResultSeen(result=results.message(happening, self._configuration.pipeline))
+            result = results.message(happening, self._configuration.pipeline)
+            self._publish(result)
+            return None if happening.why is None else ResultSeen(result=result)
         if isinstance(happening, runtime.SourceChange):
             detail = happening.detail[:_MAX_DETAIL]
             log.info("source %s is %s %s", happening.source, "up" if happening.up else "down:", detail)
-            return SourceChanged(source=happening.source, up=happening.up, detail=detail)
+            changed = SourceChanged(source=happening.source, up=happening.up, detail=detail)
+            self._up[happening.source] = changed
+            return changed
         if isinstance(happening, runtime.Served):
+            self._serving = self._ordered.pop(happening.id)
             return ServingNow(id=happening.id, gap_ms=max(0.0, happening.gap_ms))
         if isinstance(happening, runtime.NotServed):
+            self._ordered.pop(happening.id, None)
             return ServeFailed(id=happening.id, reason=happening.reason[:_MAX_REASON])
         if isinstance(happening, runtime.WindowClosed):
             return WindowClosed(measures=happening.measures)
         raise happening.error
+
+    def _publish(self, result: ResultMessage) -> None:
+        if self._local is None or self._pipeline is None or not self._pipeline.listening:
+            return
+        unheard, self._unheard = self._unheard, 0
+        if unheard:
+            self._local.lose(unheard)
+        self._local.publish(result.source, result.to_bytes())
 
     def _on_time(self, now: float) -> None:
         pipeline, configuration = self._pipeline, self._configuration

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from edgeward_agent import messages
+from edgeward_agent import local_socket, messages
 from edgeward_agent.backoff import Backoff
 from edgeward_agent.states import Deployment, Event, RunnerDied, Served, ServeFailed
 from edgeward_agent.workers import Child, Exit
@@ -139,6 +139,7 @@ class Running:
         self.serving = None
         if life is not None:
             life.child.kill(why)
+            self._forget_socket()
         self._sources_down("the runner is not running")
 
     def reconfigure(self) -> None:
@@ -265,6 +266,7 @@ class Running:
         if life is None or life.generation != generation:
             return
         self._life, self.serving = None, None
+        self._forget_socket()
         self._sources_down("the runner is not running")
         if self.target is not None:
             self.fault = f"The runner died: {ended.text}"[:2000]
@@ -272,6 +274,11 @@ class Running:
             self._hooks.emit(RunnerDied(self.fault))
 
     # --- details
+
+    def _forget_socket(self) -> None:
+        """A runner that was killed could not remove its socket."""
+        if run := self._configure().run:
+            local_socket.forget(Path(run), self._pipeline)
 
     def _missing(self, deployment: Deployment) -> tuple[BlobRef, ...]:
         return tuple(ref for ref in served_blobs(deployment) if not (self._blobs / ref.sha256).is_file())

@@ -22,6 +22,7 @@ from edgeward_runtime.capture import Capture
 from edgeward_runtime.engine import Engine, Look, Recipe
 from edgeward_runtime.meter import Meter, Series
 from edgeward_runtime.resources import give_back
+from edgeward_runtime.shots import Shots
 from edgeward_runtime.slots import Frame, Slots
 from edgeward_runtime.sources.options import SourceOptions, Why
 from edgeward_runtime.telling import Telling
@@ -111,6 +112,8 @@ class Pipeline:
         self._names = tuple(source.name for source in sources)
         self._emit = emit
         self._slots = Slots([source.policy for source in sources])
+        self.shots: Shots[Saw] = Shots(self._names)
+        """Pictures for those who ask."""
         self._captures = [
             Capture(
                 index,
@@ -276,9 +279,14 @@ class _Worker(threading.Thread):
             self.meter.record(frame.source, stages, labels)
             self._pipeline.totals.frames += 1
             why = self._telling[frame.source].why(labels, now, self._pipeline.result_interval_s)
-            if why is not None or self._pipeline.listening:
+            wanted = self._pipeline.shots.wanted(frame.source)
+            if why is not None or self._pipeline.listening or wanted:
                 name = self._pipeline._names[frame.source]
-                self._emit(Saw(name, self.recipe, look, stages, time.time(), why))
+                saw = Saw(name, self.recipe, look, stages, time.time(), why)
+                if wanted:
+                    self._pipeline.shots.give(frame, saw)
+                if why is not None or self._pipeline.listening:
+                    self._emit(saw)
             if self._failing:
                 self._failing = False
                 log.info("inference works again")
