@@ -69,7 +69,10 @@ class Gate:
 
     def passes(self, one: Measured) -> bool:
         """Excluded candidates and unknown figures never pass."""
-        return not one.excluded and self.shortfall(one) <= 0
+        figures = ((self.agreement, one.agreement), (self.sqnr_db, one.sqnr_db))
+        return not one.excluded and all(
+            least is None or (value is not None and value >= least) for least, value in figures
+        )
 
     def shortfall(self, one: Measured) -> float:
         """How far the worse figure is from the gate, in bits (6 dB, or ten percent of all answers)."""
