@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from edgeward_agent.messages import SourceSpec
+from edgeward_agent.messages import SamplesSpec, SourceSpec
 from edgeward_wire.document import Document, faults
 from edgeward_wire.errors import Rejected
 from edgeward_wire.identifiers import DeviceId, Key, PipelineName
@@ -43,10 +43,18 @@ class Source(SourceSpec):
     model_config = ConfigDict(extra="forbid")
 
 
+class Samples(SamplesSpec):
+    """One `[pipelines.NAME.samples]`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
 class Pipeline(_Local):
     """One `[pipelines.NAME]`."""
 
     sources: tuple[Source, ...] = Field(default=(), max_length=64)
+    samples: Samples | None = None
+    """Absent: no frame is ever kept."""
 
     @model_validator(mode="after")
     def _distinct(self) -> Pipeline:
@@ -139,14 +147,23 @@ def _explain(error: ValidationError) -> str:
 
 
 def _anchored(config: Config, directory: Path) -> Config:
-    """Relative uris mean files next to agent.toml, wherever the daemon was started."""
+    """Relative uris and directories are next to agent.toml, wherever the daemon was started."""
     pipelines = {
         name: pipeline.model_copy(
-            update={"sources": tuple(_anchor(source, directory) for source in pipeline.sources)}
+            update={
+                "sources": tuple(_anchor(source, directory) for source in pipeline.sources),
+                "samples": _anchored_samples(pipeline.samples, directory),
+            }
         )
         for name, pipeline in config.pipelines.items()
     }
     return config.model_copy(update={"pipelines": pipelines})
+
+
+def _anchored_samples(samples: Samples | None, directory: Path) -> Samples | None:
+    if samples is None or not samples.directory:
+        return samples
+    return samples.model_copy(update={"directory": str(directory / samples.directory)})
 
 
 def _anchor(source: Source, directory: Path) -> Source:

@@ -704,12 +704,18 @@ class Machine:
         pipeline = _Pipeline(name, record, running, fetching, qualifying)
         return pipeline
 
+    def _samples(self, name: str, wanted: messages.SamplesSpec | None) -> messages.SamplesSpec | None:
+        if wanted is None or wanted.directory:
+            return wanted
+        return wanted.model_copy(update={"directory": str((self._state / "samples" / name).absolute())})
+
     def _configure(self, name: str) -> messages.Configure:
         local, remote = self._config.telemetry, self.remote
         settings = self._config.pipelines.get(name)
         return messages.Configure(
             pipeline=name,
             sources=settings.sources if settings else (),
+            samples=self._samples(name, settings.samples if settings else None),
             window_s=remote.telemetry_window_s or local.window_s,
             result_interval_s=remote.result_interval_s or local.result_interval_s,
             run=str((self._state / RUN).absolute()),

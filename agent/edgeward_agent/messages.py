@@ -60,6 +60,29 @@ class SourceSpec(Document):
         return self
 
 
+class SamplesSpec(Document):
+    """`[pipelines.NAME.samples]` of the device's own agent.toml: frames that are kept for calibration."""
+
+    directory: str = Field(default="", max_length=4096)
+    """Empty: samples/NAME in the agent's state directory."""
+    below: Share | None = None
+    """Keep what the model is less sure of than this."""
+    every: int | None = Field(default=None, ge=1, le=1 << 40)
+    """Keep one of so many answers."""
+    drift: Share | None = None
+    """Keep while the labels' distribution is further than this from the usual one (0 same, 1 disjoint)."""
+    apart_s: float = Field(default=10, ge=0, le=86_400)
+    """Least time between two samples of a source."""
+    most_files: int = Field(default=500, ge=1, le=100_000)
+    most_mb: float = Field(default=256, gt=0, le=1_000_000)
+
+    @model_validator(mode="after")
+    def _some(self) -> SamplesSpec:
+        if self.below is None and self.every is None and self.drift is None:
+            raise ValueError("samples are kept for a reason: set below, every or drift")
+        return self
+
+
 # --- daemon -> runner
 
 
@@ -69,6 +92,8 @@ class Configure(Document):
     kind: Literal["configure"] = "configure"
     pipeline: PipelineName
     sources: tuple[SourceSpec, ...] = Field(max_length=64)
+    samples: SamplesSpec | None = None
+    """With its directory filled in."""
     window_s: float = Field(default=30, ge=0.1, le=3600)
     result_interval_s: float = Field(default=1, ge=0.05, le=3600)
     run: str = Field(default="", max_length=4096)

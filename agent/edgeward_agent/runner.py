@@ -29,6 +29,7 @@ from edgeward_agent.messages import (
     Ready,
     ResultSeen,
     RunnerMessage,
+    SamplesSpec,
     Serve,
     ServeFailed,
     ServingNow,
@@ -42,6 +43,7 @@ from edgeward_wire.errors import EdgewardError, Rejected, Unavailable
 if TYPE_CHECKING:
     from edgeward_runtime import pipeline as runtime
     from edgeward_runtime.engine import Recipe
+    from edgeward_runtime.sampling import SampleOptions
     from edgeward_runtime.sources.options import SourceOptions
     from edgeward_wire.result import ResultMessage
 
@@ -83,6 +85,16 @@ def options_of(source: SourceSpec) -> SourceOptions:
     said = source.model_dump(exclude={"thresholds", "classes", "zones"})
     rules = Rules(source.thresholds, frozenset(source.classes), source.zones)
     return SourceOptions(**said, rules=rules)
+
+
+def samples_of(wanted: SamplesSpec | None) -> SampleOptions | None:
+    """The runtime's view of what is kept."""
+    from edgeward_runtime.sampling import SampleOptions
+
+    if wanted is None:
+        return None
+    said = wanted.model_dump(exclude={"directory", "most_mb"})
+    return SampleOptions(Path(wanted.directory), **said, most_bytes=int(wanted.most_mb * (1 << 20)))
 
 
 class Runner:
@@ -169,6 +181,7 @@ class Runner:
             [options_of(source) for source in wanted.sources],
             self._emit,
             result_interval_s=wanted.result_interval_s,
+            samples=samples_of(wanted.samples),
         )
         self._pipeline.start()
         self._open_socket(wanted, self._pipeline)

@@ -22,6 +22,7 @@ from edgeward_runtime.capture import Capture
 from edgeward_runtime.engine import Engine, Look, Recipe
 from edgeward_runtime.meter import Meter, Series
 from edgeward_runtime.resources import give_back
+from edgeward_runtime.sampling import Choosing, SampleOptions, Sampler
 from edgeward_runtime.shots import Shots
 from edgeward_runtime.slots import Frame, Slots
 from edgeward_runtime.sources.options import SourceOptions, Why
@@ -101,7 +102,13 @@ class Pipeline:
     """Start it, give it models, read its windows, stop it: all from one thread."""
 
     def __init__(
-        self, name: str, sources: Sequence[SourceOptions], emit: Emit, *, result_interval_s: float = 1.0
+        self,
+        name: str,
+        sources: Sequence[SourceOptions],
+        emit: Emit,
+        *,
+        result_interval_s: float = 1.0,
+        samples: SampleOptions | None = None,
     ) -> None:
         self.totals = Totals()
         self.result_interval_s = result_interval_s
@@ -124,6 +131,9 @@ class Pipeline:
             )
             for index, options in enumerate(sources)
         ]
+        self.sampler: Sampler | None = None
+        if samples is not None:
+            self.sampler = Sampler(samples, self._names, lambda error: emit(Crashed(error)))
         self._hand_over = threading.Lock()
         self._workers: list[_Worker] = []
         self._newest: _Worker | None = None
@@ -131,6 +141,8 @@ class Pipeline:
 
     def start(self) -> None:
         """Begin to capture."""
+        if self.sampler is not None:
+            self.sampler.start()
         for capture in self._captures:
             capture.start()
 
@@ -176,6 +188,8 @@ class Pipeline:
         for thread in threads:
             if thread.is_alive():
                 thread.join(max(0.0, deadline - time.monotonic()))
+        if self.sampler is not None:
+            self.sampler.stop()
 
     # --- called by the workers
 
@@ -220,6 +234,9 @@ class _Worker(threading.Thread):
         self._slots = pipeline._slots
         self._retired = threading.Event()
         self._telling = [Telling(source.results) for source in pipeline._sources]
+        self._sampler = pipeline.sampler
+        # This model's: what is usual for one is not for another.
+        self._choosing = [Choosing(self._sampler.options) for _ in pipeline._sources] if self._sampler else []
         self._failing = False
 
     def retire(self) -> None:
@@ -254,17 +271,28 @@ class _Worker(threading.Thread):
         try:
             while (frame := self._slots.take(self._retired.is_set)) is not None:
                 self.busy_since = time.monotonic()
+                # What may be wanted once its answer is known must not be overwritten until then.
+                frame.held = self._sampler is not None or self._pipeline.shots.wanted(frame.source)
                 try:
                     self._look(engine, frame)
                 except EdgewardError as error:
                     self._failed(frame.source, error)
-                frame.release()
+                frame.let_go()
                 self.busy_since = 0.0
         finally:
             self.left_at = time.monotonic()
             self.left.set()
 
+    def _keep(self, frame: Frame, look: Look, now: float) -> None:
+        """Hand the frame to the sampler, if it is one of those that are kept."""
+        if self._sampler is not None:
+            kept = self._choosing[frame.source].why(look.answer, now)
+            if kept is not None:
+                self._sampler.keep(frame, kept)
+
     def _look(self, engine: Engine, frame: Frame) -> None:
+        if self._sampler is not None:
+            self._sampler.hear(frame)
         for look in engine.looks(frame):
             now = time.monotonic()
             stages: dict[Stage, float] = {
@@ -277,9 +305,11 @@ class _Worker(threading.Thread):
             }
             labels = look.answer.labels()
             self.meter.record(frame.source, stages, labels)
+            self._keep(frame, look, now)
             self._pipeline.totals.frames += 1
             why = self._telling[frame.source].why(labels, now, self._pipeline.result_interval_s)
-            wanted = self._pipeline.shots.wanted(frame.source)
+            # Only of a frame that is held: who asks in the middle of one gets the next.
+            wanted = (frame.held or frame.rate is not None) and self._pipeline.shots.wanted(frame.source)
             if why is not None or self._pipeline.listening or wanted:
                 name = self._pipeline._names[frame.source]
                 saw = Saw(name, self.recipe, look, stages, time.time(), why)

@@ -72,9 +72,18 @@ class Frame:
     memory: U8 | None = field(default=None, repr=False)
     """What a picture is a view of, where that is larger."""
 
+    held: bool = field(default=False, repr=False)
+    """Whether somebody will read the picture once more after it was looked at: then `release` does nothing,
+    and `let_go` does."""
+
+    def let_go(self) -> None:
+        """The end of a picture that was held, or was not."""
+        self.held = False
+        self.release()
+
     def release(self) -> None:
         """Give the picture's memory back for the next one: it must not be read any more."""
-        if self.buffers is not None:
+        if self.buffers is not None and not self.held:
             self.buffers.give(self.data if self.memory is None else self.memory)
             self.buffers = None
 

@@ -112,3 +112,15 @@ def test_the_thread_budget_is_shared(tmp_path: Path) -> None:
 def test_the_lock_falls_back_only_from_the_default(tmp_path: Path) -> None:
     assert load(tmp_path, f"[qualify]\nlock = '{tmp_path}/no/lock'").lock_path() == tmp_path / "no/lock"
     assert Config().lock_path().name == "edgeward-qualify.lock"
+
+
+def test_samples_are_kept_only_if_asked_for_and_for_a_reason(tmp_path: Path) -> None:
+    source = "[[pipelines.main.sources]]\nname='a'\nuri='0'\n"
+    assert load(tmp_path, source).pipelines["main"].samples is None
+    wanted = load(tmp_path, source + "[pipelines.main.samples]\nbelow = 0.5\ndirectory = 'kept'")
+    samples = wanted.pipelines["main"].samples
+    assert samples is not None
+    assert (samples.below, samples.every, samples.directory) == (0.5, None, str(tmp_path / "kept"))
+    for text, named in (("most_files = 3", "set below, every or drift"), ("belov = 1", "samples.belov")):
+        with pytest.raises(Rejected, match=named):
+            load(tmp_path, f"{source}[pipelines.main.samples]\n{text}")
