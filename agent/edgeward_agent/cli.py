@@ -1,4 +1,6 @@
-"""`edgeward-agent`: enroll, run, status, probe. Light: each command imports what it needs, when it runs.
+"""`edgeward-agent`: enroll, run, status, probe, sources, snapshot.
+
+Light: each command imports what it needs, when it runs.
 `run` is the daemon, and with `--model` the run of one model without a cloud.
 
 Exit codes: 0 well, 1 it failed (or `status` found a fault), 2 wrong usage. Errors are two lines on stderr,
@@ -14,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from edgeward_agent import local_cli
+from edgeward_agent import local_cli, results_cli, sources_cli
 from edgeward_wire import __version__
 from edgeward_wire.errors import EdgewardError
 
@@ -75,7 +77,10 @@ def _parser(*, local: bool) -> argparse.ArgumentParser:
     _places(status)
     status.set_defaults(handler=_status)
 
+    results_cli.add_results(commands, _places)
     local_cli.add_probe(commands)
+    sources_cli.add_sources(commands, _places)
+    sources_cli.add_snapshot(commands, _places)
     return parser
 
 
