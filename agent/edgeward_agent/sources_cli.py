@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _ONCE = ("v4l2", "microphone", "pipe", "gstreamer")
 """Kinds that one process at a time can read."""
+_MAX_SIDE = 4096
 
 
 @dataclass(frozen=True)
@@ -215,32 +216,50 @@ def snapshot(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out
     if out.exists() and not arguments.force:
         raise Rejected(f"{out} is there already.", "Name another file, or add --force.")
-    spec = chosen(load_config(arguments.config), arguments.source)
+    pipeline, spec = chosen(load_config(arguments.config), arguments.source)
     _prepare()
     from edgeward_agent.runner import options_of
     from edgeward_runtime.sources.tryout import PATIENCE_S, bounded, encoded, look
 
     options = options_of(spec)
-    seen = bounded(lambda: look(options, arguments.seconds), PATIENCE_S + arguments.seconds)
-    raw = encoded(seen, out.suffix.lower())
+    up, _ = _held(arguments.state).get((pipeline, spec.name), (False, ""))
+    if up and _kind(options) in _ONCE:
+        raw = _from_the_agent(arguments.state, pipeline, spec.name, out.suffix.lower())
+    else:
+        seen = bounded(lambda: look(options, arguments.seconds), PATIENCE_S + arguments.seconds)
+        raw = encoded(seen, out.suffix.lower())
     save(out, raw, force=arguments.force)
     print(out)
     return _leave(0)
 
 
-def chosen(config: Config, wanted: str) -> SourceSpec:
-    """The configured source of that name, else whatever is at that address. Raises Rejected."""
+def _from_the_agent(state: Path, pipeline: str, source: str, suffix: str) -> bytes:
+    """The frame that the agent took last of a source that it holds, as JPEG. Raises Rejected, Unavailable."""
+    from edgeward_agent import local_socket
+
+    if suffix not in (".jpg", ".jpeg"):
+        raise Rejected(
+            f"The agent reads {source} now, and gives its pictures as JPEG only.",
+            "Name a file that ends in .jpg, or stop the agent first.",
+        )
+    _, raw = local_socket.frame(state / local_socket.RUN, pipeline, source, _MAX_SIDE)
+    return raw
+
+
+def chosen(config: Config, wanted: str) -> tuple[str, SourceSpec]:
+    """(pipeline, source) of that name; else ("", whatever is at that address). Raises Rejected."""
     from edgeward_agent.messages import SourceSpec
 
-    found = {
-        f"{name}/{spec.name}": spec
+    found = [
+        (name, spec)
         for name, pipeline in config.pipelines.items()
         for spec in pipeline.sources
         if wanted in (spec.name, f"{name}/{spec.name}")
-    }
+    ]
     if len(found) > 1:
-        raise Rejected(f"Several sources are called {wanted}.", f"Name one wholly: {' or '.join(found)}.")
-    return next(iter(found.values()), None) or SourceSpec(name="snapshot", uri=wanted)
+        names = " or ".join(f"{name}/{spec.name}" for name, spec in found)
+        raise Rejected(f"Several sources are called {wanted}.", f"Name one wholly: {names}.")
+    return found[0] if found else ("", SourceSpec(name="snapshot", uri=wanted))
 
 
 def save(path: Path, raw: bytes, *, force: bool) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from edgeward_agent.cli import main
+from edgeward_agent.local_socket import RUN, LocalSocket, Request
 from edgeward_agent.sources_cli import save
 from edgeward_agent.status import StatusFile, only_daemon, write_status
 from edgeward_runtime import images
@@ -93,19 +94,41 @@ def test_a_person_reads_a_table(
     assert "No source is configured." in capsys.readouterr().out
 
 
+@contextlib.contextmanager
+def agent(state: Path, source: str) -> Iterator[None]:
+    """A daemon's lock, status and local socket, as a running one that reads this source has them."""
+    reports = {"main": PipelineReport(sources={source: SourceReport(up=True)})}
+    said = Reported(device="edge-01", boot_id="b" * 32, time=0, pipelines=reports)
+    status = StatusFile(agent="0.1.0", pid=1, device="edge-01", started_at=0, broker=True, reported=said)
+    raw = images.encode_jpeg(frame("blue"))
+
+    def show(request: Request) -> None:
+        assert request.text("source") == source
+        request.line({"ok": True, "length": len(raw), "width": 64, "height": 48, "result": None}, raw)
+
+    with only_daemon(state):
+        write_status(state / "status.json", status)
+        server = LocalSocket(state / RUN, "main", {"frame": show}, lambda _: None)
+        server.start()
+        try:
+            yield
+        finally:
+            server.close()
+
+
 def test_what_the_daemon_reads_is_not_taken_from_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     os.mkfifo(tmp_path / "p")
-    places = configure(tmp_path, pipe="pipe:p")
-    reports = {"main": PipelineReport(sources={"pipe": SourceReport(up=True)})}
-    said = Reported(device="edge-01", boot_id="b" * 32, time=0, pipelines=reports)
-    status = StatusFile(agent="0.1.0", pid=1, device="edge-01", started_at=0, broker=True, reported=said)
-    with only_daemon(tmp_path / "state"):
-        write_status(tmp_path / "state" / "status.json", status)
+    places = configure(tmp_path, cam="pipe:p")
+    with agent(tmp_path / "state", "cam"):
         assert main(["sources", "--json", *places]) == 0
-    row = listed(capsys)["configured"][0]
-    assert (row["up"], row["reason"]) == (True, "the agent reads it")
+        row = listed(capsys)["configured"][0]
+        assert (row["up"], row["reason"]) == (True, "the agent reads it")
+        assert main(["snapshot", "cam", "--out", str(tmp_path / "o.jpg"), *places]) == 0
+        assert colour_of(images.decode((tmp_path / "o.jpg").read_bytes())) == "blue"
+        assert main(["snapshot", "cam", "--out", str(tmp_path / "o.wav"), *places]) == 1
+        assert "gives its pictures as JPEG only" in capsys.readouterr().err
 
 
 def test_cameras_are_found_in_sysfs(tmp_path: Path) -> None:
