@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from edgeward_agent import local_cli, sources_cli
+from edgeward_agent import local_cli, results_cli, sources_cli
 from edgeward_wire import __version__
 from edgeward_wire.errors import EdgewardError
 
@@ -77,6 +77,7 @@ def _parser(*, local: bool) -> argparse.ArgumentParser:
     _places(status)
     status.set_defaults(handler=_status)
 
+    results_cli.add_results(commands, _places)
     local_cli.add_probe(commands)
     sources_cli.add_sources(commands, _places)
     sources_cli.add_snapshot(commands, _places)

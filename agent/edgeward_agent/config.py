@@ -25,6 +25,7 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
 MAX_CONFIG_BYTES = 256 << 10
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _STEP = "Correct the file and start again."
 EXAMPLE = """\
 [[pipelines.main.sources]]
@@ -87,6 +88,20 @@ class QualifySettings(_Local):
     """0: cores / pipelines."""
 
 
+class PageSettings(_Local):
+    """`[page]`: the local page. Loopback only, unless it has a token."""
+
+    port: int = Field(ge=1, le=65_535)
+    host: str = Field(default="127.0.0.1", min_length=1, max_length=253)
+    token: str | None = Field(default=None, min_length=16, max_length=256, pattern=r"^[A-Za-z0-9._~-]+$")
+
+    @model_validator(mode="after")
+    def _guarded(self) -> PageSettings:
+        if self.host not in LOOPBACK and self.token is None:
+            raise ValueError("a page that others can reach needs a token of 16 letters and digits or more")
+        return self
+
+
 class Config(_Local):
     """All of agent.toml."""
 
@@ -94,6 +109,7 @@ class Config(_Local):
     registry: RegistrySettings = RegistrySettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     qualify: QualifySettings = QualifySettings()
+    page: PageSettings | None = None
     pipelines: dict[PipelineName, Pipeline] = Field(default_factory=dict, max_length=16)
 
     def thread_budget(self, cores: int) -> int:

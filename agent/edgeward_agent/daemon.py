@@ -14,6 +14,7 @@ from pathlib import Path
 
 from edgeward_agent import lookout as looking
 from edgeward_agent import machine as machinery
+from edgeward_agent import page_keeper
 from edgeward_agent import supply as supplying
 from edgeward_agent.blobs import BlobStore
 from edgeward_agent.config import EXAMPLE, Config, load_config
@@ -26,6 +27,7 @@ from edgeward_agent.lookout import Lookout
 from edgeward_agent.machine import Machine
 from edgeward_agent.mqtt import Link
 from edgeward_agent.notify import Notifier
+from edgeward_agent.page_keeper import PageKeeper
 from edgeward_agent.reporting import Reporter
 from edgeward_agent.spool import Spool
 from edgeward_agent.status import only_daemon
@@ -108,6 +110,9 @@ def _compose(config: Config, identity: Identity, state: Path) -> Lifetime:
     lifetime.service("link", link.start, lambda _orderly: link.stop())
     lifetime.thread("blobs", supply.run, lambda _orderly: supply.stop(), limit_s=supplying.PULSE_S)
     lifetime.thread("registry", lookout.run, lambda _orderly: lookout.stop(), limit_s=looking.PULSE_S)
+    if config.page is not None:
+        page = PageKeeper(config.page, state)
+        lifetime.thread("page", page.run, lambda _orderly: page.stop(), limit_s=page_keeper.PULSE_S)
     lifetime.closing("requests", lambda _orderly: stop.set())
     lifetime.thread("machine", machine.run, machine.stop, limit_s=machinery.PULSE_S, join_s=MACHINE_JOIN_S)
     return lifetime

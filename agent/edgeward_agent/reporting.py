@@ -245,6 +245,10 @@ def _figures(window: Measures) -> Figures:
         dropped=window.dropped,
         errors=window.errors,
         seen=max(window.labels, key=lambda label: window.labels[label], default=""),
+        stages={
+            stage: (round(taken.percentile(0.5), 2), round(taken.percentile(0.99), 2))
+            for stage, taken in window.stages.items()
+        },
     )
 
 

@@ -41,6 +41,8 @@ class Figures(Open):
     errors: Count = 0
     seen: ShortText = ""
     """The most frequent result."""
+    stages: dict[Key, tuple[float, float]] = Field(default_factory=dict, max_length=16)
+    """Stage -> p50 and p99 in milliseconds."""
 
 
 class StatusFile(Open):

@@ -83,3 +83,21 @@ class ResultMessage(Open):
     areas: tuple[Area, ...] = Field(default=(), max_length=MAX_AREAS)
     speech: Speech | None = None
     values: tuple[Values, ...] = Field(default=(), max_length=32)
+
+
+def headline(result: ResultMessage) -> str:
+    """What was seen, in a few words."""
+    if result.speech is not None:
+        speech = result.speech
+        lasting = max(0.0, result.time - speech.since)
+        return f"{'speech' if speech.active else 'silence'} {speech.score:.2f} for {lasting:.1f} s"
+    if result.top:
+        return f"{result.top[0].label} {result.top[0].score:.2f}"
+    if result.areas:
+        return ", ".join(f"{area.label} {100 * area.share:.0f} %" for area in result.areas[:3])
+    if result.values:
+        return ", ".join(f"{one.name} {one.shape}" for one in result.values[:4])
+    counts: dict[str, int] = {}
+    for box in result.boxes:
+        counts[box.label] = counts.get(box.label, 0) + 1
+    return ", ".join(f"{count} {label}" for label, count in counts.items()) or "nothing"
