@@ -18,9 +18,10 @@ from edgeward_agent.config import Config
 from edgeward_agent.fetching import Fetching
 from edgeward_agent.qualifying import qualify_order
 from edgeward_agent.running import Post
+from edgeward_agent.sensors import power_mode, temperature_c
 from edgeward_agent.states import Event
 from edgeward_agent.supply import Supply
-from edgeward_agent.sysinfo import Machine, cpu_name, power_mode, temperature_c
+from edgeward_agent.sysinfo import Machine, cpu_name
 from edgeward_agent.trial import Trial
 from edgeward_agent.variants import needed_blobs, usable_variants
 from edgeward_wire import __version__

@@ -6,6 +6,7 @@ know is an error that names it, because a misspelt setting that is silently igno
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import sys
 import tempfile
@@ -86,6 +87,10 @@ class QualifySettings(_Local):
     providers: tuple[Key, ...] = Field(default=(), max_length=8)
     threads: int = Field(default=0, ge=0, le=1024)
     """0: cores / pipelines."""
+    max_temp_c: float | None = Field(default=None, ge=20, le=150)
+    """Hotter than this, nothing is measured; None: only throttling keeps qualify waiting."""
+    cool_s: float = Field(default=600, ge=0, le=7200)
+    """How long qualify waits for the device to cool, before it measures all the same, provisionally."""
 
 
 class PageSettings(_Local):
@@ -102,6 +107,30 @@ class PageSettings(_Local):
         return self
 
 
+class ServeSettings(_Local):
+    """`[serve]`: inference over HTTP for programs on this device. Without a port there is none."""
+
+    port: int | None = Field(default=None, ge=0, le=65535)
+    host: str = Field(default="127.0.0.1", max_length=64)
+    """An IP address. Any but loopback needs a token."""
+    token_file: str = Field(default="", max_length=4096)
+    """Its first line is the token that requests bring: `Authorization: Bearer TOKEN`."""
+    max_body: int = Field(default=32 << 20, ge=1 << 10, le=256 << 20)
+    """Bytes of a request's body."""
+    queue: int = Field(default=16, ge=1, le=1024)
+    """Requests of a pipeline that may wait; more are told to come again."""
+
+    @model_validator(mode="after")
+    def _guarded(self) -> ServeSettings:
+        try:
+            loopback = ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            raise ValueError(f"host is an IP address, not {self.host}") from None
+        if not loopback and not self.token_file:
+            raise ValueError(f"host = {self.host} can be reached from outside: it needs a token_file")
+        return self
+
+
 class Config(_Local):
     """All of agent.toml."""
 
@@ -110,6 +139,7 @@ class Config(_Local):
     telemetry: TelemetrySettings = TelemetrySettings()
     qualify: QualifySettings = QualifySettings()
     page: PageSettings | None = None
+    serve: ServeSettings = ServeSettings()
     pipelines: dict[PipelineName, Pipeline] = Field(default_factory=dict, max_length=16)
 
     def thread_budget(self, cores: int) -> int:
@@ -173,7 +203,9 @@ def _anchored(config: Config, directory: Path) -> Config:
         )
         for name, pipeline in config.pipelines.items()
     }
-    return config.model_copy(update={"pipelines": pipelines})
+    token = config.serve.token_file
+    serve = config.serve.model_copy(update={"token_file": str(directory / token) if token else ""})
+    return config.model_copy(update={"pipelines": pipelines, "serve": serve})
 
 
 def _anchored_samples(samples: Samples | None, directory: Path) -> Samples | None:

@@ -142,12 +142,15 @@ def _find(known: Guess, arguments: argparse.Namespace) -> Findings:
     facts = plans.VariantFacts(known.precision, "")
     made = _golden(arguments.model, known)
     subject = Subject(known.contract, {known.precision: Candidate(facts, arguments.model, made, 0.99)})
-    machine = plans.Machine(resources.machine(), resources.isa(), sessions.available_providers())
+    machine = plans.Machine(
+        resources.machine(), resources.isa(), sessions.available_providers(), sessions.tensorrt_major()
+    )
     found = plans.candidates(
         {known.precision: facts},
         machine,
         threads=arguments.threads or resources.cores(),
         only=arguments.provider,
+        contract=known.contract,
     )
     live = sys.stderr.isatty()
 

@@ -31,6 +31,7 @@ from edgeward_agent.local_socket import RUN
 from edgeward_agent.qualifying import Qualifying
 from edgeward_agent.reporting import Reporter
 from edgeward_agent.running import Hooks, Patience, Running, served_blobs
+from edgeward_agent.sensors import Sensors, Throttling
 from edgeward_agent.states import Deployment, Event, Facts, Op, Record, Want
 from edgeward_agent.supply import Supply
 from edgeward_agent.sysinfo import Machine as Hardware
@@ -52,6 +53,7 @@ TICK_S = 0.5
 RESTORES = 3
 """Tries to serve the committed model on the way back."""
 _JOURNAL_AGAIN_S = 30.0
+_SENSE_S = 5.0
 _PROGRAMS = Programs()
 _PATIENCE = Patience()
 _ADVANCES = (
@@ -119,6 +121,7 @@ class Machine:
         programs: Programs = _PROGRAMS,
         patience: Patience = _PATIENCE,
         clock: Callable[[], float] = time.time,
+        sensors: Sensors | None = None,
     ) -> None:
         self._config = config
         self._state = state
@@ -131,6 +134,9 @@ class Machine:
         self._programs = programs
         self._patience = patience
         self._clock = clock
+        self._sensors = sensors or Sensors()
+        self._throttling = Throttling()
+        self._sensed_at = -_SENSE_S
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._events: deque[tuple[_Pipeline, Event]] = deque()
         self._stopping = False
@@ -559,6 +565,11 @@ class Machine:
     # --- time
 
     def _tick(self, now: float) -> None:
+        if now - self._sensed_at >= _SENSE_S:
+            self._sensed_at = now
+            vitals = self._sensors.read()
+            self._reporter.vitals(vitals)
+            self._reporter.fault("throttling", self._throttling.look(vitals, now))
         for pipeline in self._pipelines.values():
             pipeline.running.tick(now)
             pipeline.fetching.tick(now)

@@ -198,14 +198,23 @@ class Qualify(Document):
     scratch: str
     """A directory of its own for engine caches."""
     budget_s: float = Field(default=BUDGET_S, gt=0)
-    """Plans that were not tried by then are skipped."""
+    """Plans that were not tried by then are skipped; time spent on cooling does not count."""
+    max_temp_c: float | None = None
+    """Hotter than this, nothing is measured; None: only throttling keeps it waiting."""
+    cool_s: float = Field(default=600, ge=0)
+    """For cooling, all in all; then it measures all the same, provisionally."""
+    root: str = "/"
+    """Where /proc and /sys are."""
 
 
 # --- qualify -> daemon
 
 
 class QualifyProgress(Document):
-    """How far qualify is: `preparing` (sessions, engines) then `validating` (parity, latency)."""
+    """How far qualify is: `preparing` (sessions, engines) then `validating` (parity, latency).
+
+    `waiting` comes in between as long as another qualify is at work, or the device is too hot.
+    """
 
     kind: Literal["progress"] = "progress"
     phase: Literal["waiting", "preparing", "validating"]

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
+from edgeward_agent.cooling import Cooling
 from edgeward_agent.messages import (
     MAX_LINE,
     Qualify,
@@ -30,6 +31,7 @@ from edgeward_agent.messages import (
     encode,
 )
 from edgeward_agent.runner import prepare_process, versions
+from edgeward_agent.sensors import Sensors
 from edgeward_wire.document import parse
 from edgeward_wire.errors import EdgewardError, Rejected, Unavailable
 from edgeward_wire.manifest import Manifest
@@ -85,14 +87,26 @@ def labels_of(manifest: Manifest, blobs: Path) -> tuple[str, ...]:
 
 
 def qualify(order: Qualify, say: Send) -> Verdict:
-    """Probe every plan that may work here; what does not is in the verdict. Raises Unavailable."""
+    """Probe every plan that may work here; what does not is in the verdict. It waits while the device is hot.
+
+    Raises:
+        Unavailable: the machine was in the way.
+    """
     from edgeward_runtime import engine, plans, probe, resources, sessions
 
     def progress(phase: str, done: int, total: int, note: str) -> None:
         known = cast(Literal["preparing", "validating"], phase)
         say(QualifyProgress(phase=known, done=done, total=total, note=note[:_MAX_NOTE]))
 
-    machine = plans.Machine(resources.machine(), resources.isa(), sessions.available_providers())
+    def waiting(why: str) -> None:
+        say(QualifyProgress(phase="waiting", done=0, total=0, note=why[:_MAX_NOTE]))
+
+    cooling = Cooling(
+        Sensors(Path(order.root)), max_temp_c=order.max_temp_c, patience_s=order.cool_s, waiting=waiting
+    )
+    machine = plans.Machine(
+        resources.machine(), resources.isa(), sessions.available_providers(), sessions.tensorrt_major()
+    )
     reason, findings = "", None
     try:
         engine.check_supported(order.manifest.contract, labels_of(order.manifest, Path(order.blobs)))
@@ -103,9 +117,15 @@ def qualify(order: Qualify, say: Send) -> Verdict:
             threads=order.threads,
             only=order.providers,
             scratch=order.scratch,
+            contract=order.manifest.contract,
         )
         findings = probe.probe(
-            subject, found, incumbent=order.incumbent, progress=progress, budget_s=order.budget_s
+            subject,
+            found,
+            incumbent=order.incumbent,
+            progress=progress,
+            budget_s=order.budget_s,
+            calm=cooling,
         )
     except Rejected as error:
         reason = error.what

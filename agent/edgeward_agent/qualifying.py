@@ -16,8 +16,9 @@ from edgeward_agent.backoff import Backoff
 from edgeward_agent.config import Config
 from edgeward_agent.gates import verdict_numbers
 from edgeward_agent.running import Post
+from edgeward_agent.sensors import power_mode
 from edgeward_agent.states import Deployment, Event
-from edgeward_agent.sysinfo import Machine, available_mb, power_mode
+from edgeward_agent.sysinfo import Machine, available_mb
 from edgeward_agent.trial import Trial, Verdicts
 from edgeward_agent.variants import usable_variants
 from edgeward_wire.errors import Rejected, Unavailable
@@ -188,6 +189,8 @@ def qualify_order(
         incumbent=incumbent,
         scratch=str(scratch),
         budget_s=budget_s,
+        max_temp_c=config.qualify.max_temp_c,
+        cool_s=min(config.qualify.cool_s, budget_s),
     )
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Literal, Protocol
 
+from edgeward_agent.sensors import power_mode
 from edgeward_agent.status import STATUS_FILE, Figures, StatusFile, write_status
 from edgeward_agent.sysinfo import Machine
 from edgeward_wire import __version__
@@ -26,10 +27,13 @@ from edgeward_wire.reported import PipelineReport, Reported
 from edgeward_wire.result import ResultMessage
 from edgeward_wire.status import Birth
 from edgeward_wire.telemetry import Measures, Window
+from edgeward_wire.vitals import Vitals
 
 log = logging.getLogger(__name__)
 
 PROGRESS_S = 1.0
+HEAT_S, HEAT_C = 60.0, 5.0
+"""The heat alone is told at most so often, and when it has changed by so much."""
 Direct = Literal["birth", "reported", "metrics", "result"]
 
 
@@ -92,6 +96,7 @@ class Reporter:
         self._told_at = -PROGRESS_S
         self._figures: dict[str, dict[str, Figures]] = {}
         self._faults: dict[str, str] = {}
+        self._vitals: Vitals | None = None
         self._status_due = True
         self._broker = False
 
@@ -127,7 +132,12 @@ class Reporter:
             isa=machine.isa,
             runtime=machine.runtime,
             pipelines=self._pipelines,
+            power_mode=power_mode()[:200],
         )
+
+    def vitals(self, vitals: Vitals) -> None:
+        """The newest look at the sensors: it goes out with what is told anyway, and when it matters."""
+        self._vitals = vitals
 
     def reported(
         self, pipelines: Mapping[str, PipelineReport], *, revision: int, registry: str, now: float
@@ -140,10 +150,15 @@ class Reporter:
             revision=revision,
             pipelines=dict(pipelines),
             registry=registry[:200],
+            vitals=self._vitals,
         )
-        told = self._told
-        due = now - self._told_at >= PROGRESS_S
-        if told is None or _essence(new) != _essence(told) or (due and new.pipelines != told.pipelines):
+        told, since = self._told, now - self._told_at
+        if (
+            told is None
+            or _essence(new) != _essence(told)
+            or (since >= PROGRESS_S and new.pipelines != told.pipelines)
+            or (since >= HEAT_S and _warmth(new.vitals, told.vitals) >= HEAT_C)
+        ):
             self._tell(new, now)
         if self._link is not None and self._link.connected != self._broker:
             self._broker = self._link.connected
@@ -178,12 +193,12 @@ class Reporter:
 
     def windows(self, measures: Iterable[Measures]) -> None:
         """Telemetry windows: spooled, and flattened for other people's dashboards."""
-        measures = tuple(measures)
+        measures = tuple(_with_vitals(window, self._vitals) for window in measures)
         clock: Literal["trusted", "untrusted"] = "trusted" if self._clock_trusted() else "untrusted"
         for window in measures:
             self._spool.append_window(window, clock=clock)
             self._figures.setdefault(window.pipeline, {})[window.source] = _figures(window)
-        self._publish("metrics", _json(flat_metrics(measures)))
+        self._publish("metrics", _json(flat_metrics(measures, self._vitals)))
         if self._link is not None:
             self._link.wake()
         self._status_due = True
@@ -233,7 +248,22 @@ def _essence(reported: Reported) -> object:
         )
         for name, p in reported.pipelines.items()
     }
-    return pipelines, reported.revision, reported.registry
+    throttled = reported.vitals.throttled if reported.vitals else None
+    return pipelines, reported.revision, reported.registry, throttled
+
+
+def _warmth(a: Vitals | None, b: Vitals | None) -> float:
+    """How far the hottest zones are apart; infinite when only one is known."""
+    new, old = a.temperature_c if a else None, b.temperature_c if b else None
+    if new is None or old is None:
+        return 0.0 if new == old else float("inf")
+    return abs(new - old)
+
+
+def _with_vitals(window: Measures, vitals: Vitals | None) -> Measures:
+    if vitals is None:
+        return window
+    return window.model_copy(update={"temperature_c": vitals.temperature_c, "throttled": vitals.throttled})
 
 
 def _figures(window: Measures) -> Figures:

@@ -159,6 +159,8 @@ def _lines(status: StatusFile, *, lives: bool) -> Iterator[str]:
         else f"registry fine, revision {reported.revision}"
     )
     yield f"changed {age:.0f} s ago"
+    if reported.vitals is not None and reported.vitals.title:
+        yield f"sensors: {reported.vitals.title}"
     if not reported.pipelines:
         yield "no pipelines: add [[pipelines.main.sources]] to agent.toml"
     for name, pipeline in sorted(reported.pipelines.items()):

@@ -159,22 +159,9 @@ def release_memory() -> None:
         trim(0)
 
 
-def power_mode() -> str:
-    """The mode that decides clocks: a Jetson's nvpmodel, else the cpufreq governor, else empty."""
-    jetson = _read("/var/lib/nvpmodel/status")
-    return jetson or _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-
-
 def cpu_name() -> str:
     """The processor as the kernel names it; empty where it does not."""
     return _cpuinfo("model name") or _cpuinfo("Model")
-
-
-def temperature_c() -> float | None:
-    """The hottest thermal zone in degrees Celsius; None where there is no sensor."""
-    found = [_read(str(zone / "temp")) for zone in Path("/sys/class/thermal").glob("thermal_zone*")]
-    known = [int(text) / 1000 for text in found if text.lstrip("-").isdecimal()]
-    return max((t for t in known if -50 < t < 200), default=None)
 
 
 def _runtime() -> dict[str, str]:

@@ -36,10 +36,10 @@ def _short(provider: str) -> str:
 
 
 def _fits(hints: TargetHints, hardware: Hardware, providers: set[str]) -> bool:
-    """An empty hint fits anywhere. One of the archs and providers, but all of the processor's features."""
+    """An empty hint fits anywhere; of a hint with several values, one is enough, as `plans.fits` has it."""
     return (
         (not hints.arch or hardware.arch in hints.arch)
-        and (not hardware.features or set(hints.isa) <= hardware.features)
+        and (not hints.isa or not hardware.features or bool(set(hints.isa) & hardware.features))
         and (not hints.providers or bool({_short(p) for p in hints.providers} & providers))
     )
 

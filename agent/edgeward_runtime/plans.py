@@ -11,10 +11,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from edgeward_wire.contract import Contract, DimensionRange
 from edgeward_wire.manifest import Precision, TargetHints
 from edgeward_wire.verdict import Plan, PlanOutcome
 
-MAX_CANDIDATES = 12
+MAX_CANDIDATES = 16
 TIE = 1.03
 GAIN_TO_REPLACE = 0.90
 
@@ -33,6 +34,10 @@ _WORTH: dict[str, tuple[Precision, ...]] = {
 _VERIFIED = frozenset({CPU, OPENVINO})
 _ARM_BF16 = "mlas.enable_gemm_fastmath_arm64_bfloat16"
 _MAX_VARIANTS = 3
+_MAX_OPTION = 200
+"""Characters of an option's value, as `Plan` has it."""
+_TYPED_BY_GRAPH = 11
+"""From this TensorRT on, precision is in the graph alone, and the flags are gone."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class Machine:
     """The processor's features by the kernel's names; empty when nobody knows."""
     providers: tuple[str, ...]
     """What this build of ONNX Runtime was compiled with."""
+    tensorrt: int | None = None
+    """The major version of TensorRT that it links; None when nobody knows."""
 
 
 @dataclass(frozen=True)
@@ -63,19 +70,22 @@ def candidates(
     threads: int,
     only: Sequence[str] = (),
     scratch: str = "",
+    contract: Contract | None = None,
 ) -> list[Plan]:
     """At most `MAX_CANDIDATES` plans, the most promising first.
 
     `threads` is the budget; `only` names providers (with or without `ExecutionProvider`) and includes
-    them even if this build lacks them, so that the verdict says so; `scratch` is where engines are cached.
+    them even if this build lacks them, so that the verdict says so; `scratch` is where engines are cached;
+    `contract` gives the shapes that an engine is built for, where the graph leaves them open.
     """
     wanted = {provider_name(name) for name in only}
     providers = [p for p in PREFERENCE if (p in wanted if wanted else p in machine.providers)]
     providers += sorted(wanted - set(PREFERENCE))
+    room = _Room(machine, threads, scratch, contract)
     found: list[Plan] = []
     for provider in providers:
         fitting = {name: v for name, v in variants.items() if fits(v.targets, machine, provider)}
-        found += _of_provider(provider, fitting, machine, threads, scratch)
+        found += _of_provider(provider, fitting, room)
     return found[:MAX_CANDIDATES]
 
 
@@ -121,17 +131,25 @@ def choose(outcomes: Sequence[PlanOutcome], incumbent: Plan | None = None) -> in
     return best
 
 
-def _of_provider(
-    provider: str, variants: Mapping[str, VariantFacts], machine: Machine, threads: int, scratch: str
-) -> list[Plan]:
+@dataclass(frozen=True)
+class _Room:
+    """What all plans of one call have in common."""
+
+    machine: Machine
+    threads: int
+    scratch: str
+    contract: Contract | None
+
+
+def _of_provider(provider: str, variants: Mapping[str, VariantFacts], room: _Room) -> list[Plan]:
     worth = _WORTH.get(provider, ("int8", "fp16", "fp32"))
     names = sorted(variants, key=lambda name: (worth.index(variants[name].precision), name))
     if provider == CPU:
-        return _cpu(names, variants, machine, threads)
+        return _cpu(names, variants, room.machine, room.threads)
     plans = []
     for name in names[:_MAX_VARIANTS]:
-        options = _OPTIONS.get(provider, _no_options)(variants[name], threads, scratch)
-        own = threads if provider == OPENVINO else 1  # a GPU leaves the cores to the others
+        options = _OPTIONS.get(provider, _no_options)(variants[name], room)
+        own = room.threads if provider == OPENVINO else 1  # a GPU leaves the cores to the others
         plans.append(Plan(provider=provider, variant=name, threads=own, options=options))
     return plans
 
@@ -160,37 +178,67 @@ def _cpu_sessions(precision: Precision, machine: Machine) -> list[dict[str, str]
     return []
 
 
-def _tensorrt(variant: VariantFacts, threads: int, scratch: str) -> dict[str, str]:
+def _tensorrt(variant: VariantFacts, room: _Room) -> dict[str, str]:
     options = {"device_id": "0"}
-    if variant.precision == "int8":
-        options["trt_int8_enable"] = "1"
-    elif variant.precision == "fp16":
-        options["trt_fp16_enable"] = "1"
-    if scratch:
+    if room.machine.tensorrt is None or room.machine.tensorrt < _TYPED_BY_GRAPH:
+        flag = {"int8": "trt_int8_enable", "fp16": "trt_fp16_enable"}.get(variant.precision)
+        options |= {flag: "1"} if flag else {}
+    if room.contract is not None:
+        options |= _profiles(room.contract)
+    if _cacheable(room.scratch):
         options |= {
             "trt_engine_cache_enable": "1",
-            "trt_engine_cache_path": scratch,
+            "trt_engine_cache_path": room.scratch,
             # TensorRT's own key ignores the weights: two models of one architecture would share an engine.
             "trt_engine_cache_prefix": variant.sha256[:32],
             "trt_timing_cache_enable": "1",
-            "trt_timing_cache_path": scratch,
+            "trt_timing_cache_path": room.scratch,
         }
     return options
 
 
-def _cuda(variant: VariantFacts, threads: int, scratch: str) -> dict[str, str]:
+def _profiles(contract: Contract) -> dict[str, str]:
+    """The least, usual and greatest shapes of the inputs whose shapes are open: of all or of none."""
+    if not any(isinstance(size, str) for port in contract.inputs for size in port.shape):
+        return {}
+
+    def shapes(which: Callable[[DimensionRange], int]) -> str:
+        sizes = {
+            port.name: [which(contract.dimensions[d]) if isinstance(d, str) else d for d in port.shape]
+            for port in contract.inputs
+            if any(isinstance(d, str) for d in port.shape)
+        }
+        return ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in sizes.items())
+
+    found = {
+        "trt_profile_min_shapes": shapes(lambda size: size.min),
+        "trt_profile_opt_shapes": shapes(lambda size: size.default),
+        "trt_profile_max_shapes": shapes(lambda size: size.max),
+    }
+    # Without profiles an engine is built for what comes first: the default shapes, of the golden inputs.
+    return found if all(len(text) <= _MAX_OPTION for text in found.values()) else {}
+
+
+def _cuda(variant: VariantFacts, room: _Room) -> dict[str, str]:
     return {"device_id": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 
 
-def _openvino(variant: VariantFacts, threads: int, scratch: str) -> dict[str, str]:
-    return {"device_type": "CPU", "num_of_threads": str(threads)}
+def _openvino(variant: VariantFacts, room: _Room) -> dict[str, str]:
+    options = {"device_type": "CPU", "num_of_threads": str(room.threads)}
+    # Compiled models, by OpenVINO's own digest of graph and weights.
+    return options | ({"cache_dir": room.scratch} if _cacheable(room.scratch) else {})
 
 
-def _no_options(variant: VariantFacts, threads: int, scratch: str) -> dict[str, str]:
+def _no_options(variant: VariantFacts, room: _Room) -> dict[str, str]:
     return {}
 
 
-_OPTIONS: dict[str, Callable[[VariantFacts, int, str], dict[str, str]]] = {
+def _cacheable(scratch: str) -> bool:
+    """Whether it can be named in a plan's options; a cache is not worth a plan that cannot be told."""
+    return 0 < len(scratch) <= _MAX_OPTION
+
+
+_OPTIONS: dict[str, Callable[[VariantFacts, _Room], dict[str, str]]] = {
     TENSORRT: _tensorrt,
     CUDA: _cuda,
     OPENVINO: _openvino,

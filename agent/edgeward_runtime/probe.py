@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Protocol
 
 from edgeward_runtime import golden, parity, plans, resources
 from edgeward_runtime.golden import Arrays
@@ -73,6 +74,31 @@ class Findings:
 
 Progress = Callable[[str, int, int, str], None]
 """(phase: preparing | validating, done, total, note)."""
+
+
+class Calm(Protocol):
+    """Whether the machine is in a state to be measured."""
+
+    def wait(self) -> float:
+        """Return when it is, or when there is no point in waiting longer; the seconds waited."""
+        ...
+
+    def disturbed(self) -> bool:
+        """Whether something was measured while it was not."""
+        ...
+
+
+class _Counted:
+    """Never waits; knows when cores were slowed down meanwhile, where the kernel counts that."""
+
+    def __init__(self) -> None:
+        self._before = resources.throttle_count()
+
+    def wait(self) -> float:
+        return 0.0
+
+    def disturbed(self) -> bool:
+        return resources.throttle_count() > self._before
 
 
 @dataclass
@@ -140,9 +166,13 @@ def probe(
     incumbent: Plan | None = None,
     progress: Progress | None = None,
     budget_s: float = 900.0,
+    calm: Calm | None = None,
 ) -> Findings:
-    """Try `candidates` (and the incumbent). What is left after `budget_s` seconds is skipped."""
-    return _Probe(subject, candidates, incumbent, progress, budget_s).run()
+    """Try `candidates` (and the incumbent). What is left after `budget_s` seconds of work is skipped.
+
+    Before each plan, and before the finals, `calm` may let the machine cool down.
+    """
+    return _Probe(subject, candidates, incumbent, progress, budget_s=budget_s, calm=calm or _Counted()).run()
 
 
 class _Probe:
@@ -152,7 +182,9 @@ class _Probe:
         candidates: Sequence[Plan],
         incumbent: Plan | None,
         progress: Progress | None,
+        *,
         budget_s: float,
+        calm: Calm,
     ) -> None:
         self.subject, self.incumbent = subject, incumbent
         self.trials = [_Trial(plan) for plan in candidates]
@@ -161,7 +193,7 @@ class _Probe:
         self.say = progress or (lambda *_: None)
         self.started = time.perf_counter()
         self.deadline = self.started + budget_s
-        self.throttled = resources.throttle_count()
+        self.calm = calm
         self.crowded = False
         self.vectors: dict[str, list[tuple[Arrays, Arrays]]] = {}
 
@@ -174,6 +206,7 @@ class _Probe:
             return self._findings(error.what)
         open_trials: list[_Trial] = []
         for k, trial in enumerate(self.trials):
+            self.deadline += self.calm.wait()
             self.say("preparing", k, len(self.trials), trial.plan.title)
             if time.perf_counter() > self.deadline:
                 trial.fail("skipped", "There was no time left to try it.")
@@ -271,6 +304,7 @@ class _Probe:
         if not finalists:
             return
         names = ", ".join(trial.plan.title for trial in finalists)
+        self.calm.wait()
         self.say("validating", 0, 1, names)
         for trial in finalists:
             trial.times = []
@@ -298,7 +332,7 @@ class _Probe:
             outcomes=tuple(outcomes),
             chosen=outcomes[winner].plan if winner is not None else None,
             reason=reason,
-            provisional=self.crowded or resources.throttle_count() > self.throttled,
+            provisional=self.calm.disturbed() or self.crowded,
             took_s=time.perf_counter() - self.started,
         )
 

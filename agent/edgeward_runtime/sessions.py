@@ -9,6 +9,7 @@ that opened it: open, warm, run and close it there (CUDA graphs are bound to the
 from __future__ import annotations
 
 import json
+import mmap
 import re
 import tempfile
 import warnings
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 CPU = "CPUExecutionProvider"
+_CUDA = "CUDAExecutionProvider"
+_TENSORRT = "TensorrtExecutionProvider"
 _SILENT = 4
 _LEVELS = {
     "none": "ORT_DISABLE_ALL",
@@ -92,6 +95,7 @@ class Session:
         self.outputs = tuple(_port(p) for p in session.get_outputs())
         self._session: Any = session
         self._names = [p.name for p in self.outputs]
+        self._bound = _Bound(session, self._names, "cuda", plan) if plan.provider == _CUDA else None
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -101,6 +105,8 @@ class Session:
     def run(self, feeds: Mapping[str, np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
         """All outputs in the graph's order. Raises RunFailed."""
         try:
+            if self._bound is not None:
+                return self._bound.run(feeds)
             outputs: list[np.ndarray[Any, Any]] = self._session.run(self._names, feeds)
         except _FAULTS as error:
             raise RunFailed(f"A run failed: {reason_of(error)}") from None
@@ -120,7 +126,41 @@ class Session:
 
     def close(self) -> None:
         """Free the model now."""
-        self._session = None
+        self._session = self._bound = None
+
+
+class _Bound:
+    """Runs with inputs that stay where the model is: each is copied over into memory that is kept.
+
+    Never run on a GPU in our hands; what runs on the CPU is the same code with another device.
+    """
+
+    def __init__(self, session: Any, outputs: list[str], device: str, plan: Plan) -> None:
+        self._session = session
+        self._binding: Any = session.io_binding()
+        self._device, self._number = device, int(plan.options.get("device_id", "0"))
+        self._inputs: dict[str, tuple[tuple[int, ...], str, Any]] = {}
+        self._outputs = outputs
+
+    def run(self, feeds: Mapping[str, np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+        """Arrays of the caller's own. Raises as ONNX Runtime does."""
+        for name, array in feeds.items():
+            self._feed(name, array)
+        for name in self._outputs:  # each time: what is bound is replaced by what a run gave
+            self._binding.bind_output(name, "cpu")
+        self._session.run_with_iobinding(self._binding)
+        outputs: list[np.ndarray[Any, Any]] = [value.numpy() for value in self._binding.get_outputs()]
+        return outputs
+
+    def _feed(self, name: str, array: np.ndarray[Any, Any]) -> None:
+        array = array if array.flags.c_contiguous else array.copy()
+        shape, dtype, value = self._inputs.get(name, ((), "", None))
+        if value is not None and (shape, dtype) == (array.shape, array.dtype.str):
+            value.update_inplace(array)
+            return
+        value = ort.OrtValue.ortvalue_from_numpy(array.copy(), self._device, self._number)
+        self._binding.bind_ortvalue_input(name, value)
+        self._inputs[name] = (array.shape, array.dtype.str, value)
 
 
 def version() -> str:
@@ -131,6 +171,17 @@ def version() -> str:
 def available_providers() -> tuple[str, ...]:
     """What this build was compiled with; that one of them works is for a probe to prove."""
     return tuple(ort.get_available_providers())
+
+
+def tensorrt_major() -> int | None:
+    """The TensorRT that this build of ONNX Runtime links; None when it links none, or does not say which."""
+    library = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_tensorrt.so"
+    try:
+        with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as found:
+            linked = re.search(rb"\0libnvinfer\.so\.(\d{1,3})\0", found)
+            return int(linked[1]) if linked else None
+    except (OSError, ValueError):
+        return None
 
 
 def open_session(path: Path, plan: Plan, *, placement: bool = False) -> Session:
@@ -185,6 +236,9 @@ def _open(path: Path, plan: Plan, *, placement: bool, profile: str = "", saved: 
     for key, value in plan.session.items():
         options.add_session_config_entry(key, value)
     providers: list[Any] = [(plan.provider, dict(plan.options))]
+    if plan.provider == _TENSORRT and _CUDA in ort.get_available_providers():
+        device = plan.options.get("device_id", "0")
+        providers.append((_CUDA, {"device_id": device}))  # what TensorRT leaves should stay on the GPU
     if plan.provider != CPU:
         providers.append(CPU)  # for the nodes that the provider leaves; placement counts them
     try:

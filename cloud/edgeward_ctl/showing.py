@@ -131,6 +131,8 @@ def _hardware(device: Device) -> tuple[str, str, str]:
     if birth is None:
         return "", "", ""
     what = f"{birth.board or birth.arch}, {birth.cores} cores, {birth.memory_mb / 1024:.1f} GB"
+    vitals = device.reported.vitals if device.reported and device.online else None
+    what += f"; {vitals.title}" if vitals is not None and vitals.title else ""
     return birth.agent, what, birth.runtime.get("onnxruntime", "")
 
 

@@ -102,7 +102,7 @@ def _row(device: Device, pipeline: str, report: PipelineReport, source: str, ser
         p50=figures.p50 if figures else None,
         p99=figures.p99 if figures else None,
         sees=_sees(device, pipeline, source),
-        state=_state(report, source),
+        state=_state(report, source) + _slowed(device),
     )
 
 
@@ -113,6 +113,14 @@ def _sees(device: Device, pipeline: str, source: str) -> str:
         if (result.pipeline, result.source) == (pipeline, source) and result.top:
             return f"{result.top[0].label.split(',')[0]} {result.top[0].score:.0%}".replace("%", " %")
     return ""
+
+
+def _slowed(device: Device) -> str:
+    vitals = device.reported.vitals if device.reported and device.online else None
+    if vitals is None or not vitals.throttled:
+        return ""
+    heat = "" if vitals.temperature_c is None else f" at {vitals.temperature_c:.0f} °C"
+    return f"; throttled{heat}"
 
 
 def _state(report: PipelineReport, source: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -25,6 +26,7 @@ from edgeward_agent.lifetime import Pulse
 from edgeward_agent.machine import Machine, Wanted
 from edgeward_agent.reporting import Reporter
 from edgeward_agent.running import Patience
+from edgeward_agent.sensors import Sensors
 from edgeward_agent.spool import Spool
 from edgeward_agent.status import StatusFile, read_status
 from edgeward_agent.supply import Supply, Ticket
@@ -47,8 +49,9 @@ HASTY = Patience(serve_s=2.0, silence_s=20.0, end_s=5.0, base_s=0.01, cap_s=0.05
 class Device:
     """One device's machine and blob thread. `stop` and `start` it as a person would the daemon."""
 
-    def __init__(self, state: Path, uri: str = "/dev/null") -> None:
+    def __init__(self, state: Path, uri: str = "/dev/null", root: Path = Path("/")) -> None:
         self.state = state
+        self.root = root
         self.config = Config(
             telemetry=TelemetrySettings(window_s=1),
             qualify=QualifySettings(lock=str(state / "lock")),
@@ -85,6 +88,7 @@ class Device:
             hardware=this_machine(),
             programs=PROGRAMS,
             patience=HASTY,
+            sensors=Sensors(self.root),
         )
         self.threads = [
             threading.Thread(target=self._guard, args=(self.machine.run,)),
@@ -598,3 +602,22 @@ def test_remote_settings_reach_the_runner(device: Device) -> None:
     assert device.machine._configure("main").window_s == 3
     device.restart()
     assert device.machine.remote.telemetry_window_s == 3, "known before the registry answers"
+
+
+def test_a_throttled_device_says_so_once(tmp_path: Path) -> None:
+    orin = shutil.copytree(Path(__file__).parent / "jetson_orin", tmp_path / "orin")
+    (orin / "sys/class/thermal/cooling_device1/cur_state").write_text("2\n")
+    device = Device(tmp_path / "state", root=orin)
+    try:
+        device.until(lambda _main: (status := device.status()) is not None and status.reported.vitals)
+        status = device.status()
+        told = [json.loads(message.payload)["what"] for message in device.spool.next_batch(50)]
+    finally:
+        device.stop()
+    assert status is not None
+    assert status.reported.vitals is not None
+    assert status.reported.vitals.throttled_by == ("cpufreq-cpu0",)
+    faults = [what for what in told if what.get("subject") == "throttling"]
+    assert [(fault["recovered"], fault["detail"]) for fault in faults] == [
+        (False, "The device is slowed down: 52 °C, throttled (cpufreq-cpu0), 7.3 W.")
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import shutil
 import signal
 import socket
 import subprocess
@@ -172,3 +173,62 @@ def test_the_wait_for_the_lock_is_bounded(tmp_path: Path) -> None:
     assert len(waited) == 1
     with pytest.raises(Unavailable, match="cannot be opened"), machine_lock(tmp_path, waited.append):
         pass
+
+
+# --- a device that is hot
+
+
+THROTTLED = "sys/class/thermal/cooling_device1/cur_state"
+
+
+@pytest.fixture
+def orin(tmp_path: Path) -> Path:
+    """Where /proc and /sys of a Jetson are."""
+    return Path(shutil.copytree(Path(__file__).parent / "jetson_orin", tmp_path / "orin"))
+
+
+def test_it_waits_while_the_device_is_throttled(bundle: Bundle, tmp_path: Path, orin: Path) -> None:
+    (orin / THROTTLED).write_text("2\n")
+    with Child(order(bundle, tmp_path, root=str(orin))) as child:
+        messages = child.messages()
+        first = next(messages)
+        assert isinstance(first, QualifyProgress)
+        assert first.phase == "waiting"
+        assert first.note.startswith("The device is slowed down (cpufreq-cpu0).")
+        (orin / THROTTLED).write_text("0\n")
+        *progress, done = messages
+        assert child.process.wait(30) == 0
+    assert {p.phase for p in progress if isinstance(p, QualifyProgress)} <= {
+        "waiting",
+        "preparing",
+        "validating",
+    }
+    assert isinstance(done, QualifyDone)
+    assert done.verdict.chosen is not None
+
+
+def test_it_pauses_where_it_is(bundle: Bundle, tmp_path: Path, orin: Path) -> None:
+    """The device grows hot while plans are tried: what was measured then is provisional."""
+    with Child(order(bundle, tmp_path, root=str(orin))) as child:
+        messages = child.messages()
+        first = next(messages)
+        assert isinstance(first, QualifyProgress)
+        assert first.phase == "preparing"
+        (orin / THROTTLED).write_text("1\n")
+        waiting = next(m for m in messages if isinstance(m, QualifyProgress) and m.phase == "waiting")
+        assert "cpufreq-cpu0" in waiting.note
+        (orin / THROTTLED).write_text("0\n")
+        *_, done = messages
+    assert isinstance(done, QualifyDone)
+    assert done.verdict.chosen is not None
+    assert done.verdict.provisional
+
+
+def test_it_measures_at_last_and_says_that_it_is_provisional(
+    bundle: Bundle, tmp_path: Path, orin: Path
+) -> None:
+    progress, done = outcome_of(order(bundle, tmp_path, root=str(orin), max_temp_c=40, cool_s=0.5))
+    assert progress[0].phase == "waiting"
+    assert progress[0].note.startswith("The device is at 52 °C; max_temp_c is 40.")
+    assert done.verdict.chosen is not None
+    assert done.verdict.provisional

@@ -19,6 +19,7 @@ from edgeward_wire.histogram import Recorder
 from edgeward_wire.reported import PipelineReport, Reported, Serving, SourceReport, State, Update
 from edgeward_wire.status import Birth
 from edgeward_wire.telemetry import Measures
+from edgeward_wire.vitals import Vitals
 
 BOOT = "b" * 32
 ONE = row(manifest("1"))
@@ -178,3 +179,69 @@ def test_answers_to_commands_are_not_kept_for_later(reporter: Reporter, broker: 
     assert broker.told == []
     reporter.response(answer)
     assert broker.told == [("response", answer.to_bytes())]
+
+
+# --- sensors
+
+
+WARM = Vitals(
+    temperatures_c={"cpu": 60.0, "gpu": 55.5}, throttled=False, power_mw={"vdd_in": 7336.4}, cpu_load=0.5
+)
+
+
+def test_the_heat_is_told_with_the_rest_and_not_for_its_own_sake(reporter: Reporter, broker: Broker) -> None:
+    reporter.connected()
+    reporter.vitals(WARM)
+    reporter.reported({"main": report()}, revision=1, registry="", now=0)
+    for now in range(1, 200):
+        reporter.vitals(WARM.model_copy(update={"temperatures_c": {"cpu": 60 + now % 5}}))
+        reporter.reported({"main": report()}, revision=1, registry="", now=now)
+    assert broker.kinds().count("reported") == 1
+    reporter.vitals(WARM.model_copy(update={"temperatures_c": {"cpu": 65.0}}))
+    reporter.reported({"main": report()}, revision=1, registry="", now=200)
+    assert broker.kinds().count("reported") == 2
+    assert parse(Reported, broker.told[-1][1]).vitals == Vitals(
+        temperatures_c={"cpu": 65.0}, throttled=False, power_mw={"vdd_in": 7336.4}, cpu_load=0.5
+    )
+
+
+def test_throttling_is_told_at_once(reporter: Reporter, broker: Broker, tmp_path: Path) -> None:
+    reporter.connected()
+    reporter.vitals(WARM)
+    reporter.reported({"main": report()}, revision=1, registry="", now=0)
+    reporter.vitals(WARM.model_copy(update={"throttled": True, "throttled_by": ("cpufreq-cpu0",)}))
+    reporter.reported({"main": report()}, revision=1, registry="", now=0.1)
+    told = parse(Reported, broker.told[-1][1]).vitals
+    assert told is not None
+    assert told.throttled
+    status = read_status(tmp_path).reported.vitals
+    assert status is not None
+    assert status.title == "60 °C, throttled (cpufreq-cpu0), 7.3 W"
+
+
+def test_windows_and_metrics_carry_the_sensors(reporter: Reporter, broker: Broker, spool: Spool) -> None:
+    reporter.connected()
+    reporter.vitals(WARM)
+    window = Measures(
+        pipeline="main",
+        source="cam",
+        model=ONE.model,
+        variant="int8",
+        provider="CPU",
+        start=0,
+        duration_s=2,
+        frames=1,
+    )
+    reporter.windows([window])
+    flat = json.loads(next(raw for kind, raw in broker.told if kind == "metrics"))
+    assert flat["temp_cpu_c"] == 60
+    assert flat["temp_c"] == 60
+    assert flat["throttled"] == 0
+    assert flat["power_vdd_in_mw"] == 7336
+    assert flat["power_mw"] == 7336.4
+    assert flat["cpu_load"] == 0.5
+    assert "gpu_load" not in flat, "what is not known is not there"
+    assert "main_cam_fps" in flat
+    (message,) = spool.next_batch(10)
+    spooled = json.loads(message.payload)
+    assert (spooled["temperature_c"], spooled["throttled"]) == (60, False)

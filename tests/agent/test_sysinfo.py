@@ -6,7 +6,7 @@ import platform
 from dataclasses import replace
 
 from agent.models import manifest
-from edgeward_agent.sysinfo import available_mb, power_mode, this_machine, usable_cores
+from edgeward_agent.sysinfo import available_mb, this_machine, usable_cores
 from edgeward_agent.variants import needed_blobs, usable_variants
 from edgeward_wire.manifest import TargetHints
 
@@ -20,7 +20,6 @@ def test_this_machine() -> None:
     assert machine.memory_mb > available_mb() > 0
     assert "CPU" in machine.providers
     assert len(machine.runtime_fingerprint) == 64
-    assert isinstance(power_mode(), str)
 
 
 def test_a_verdict_hangs_on_all_that_decides() -> None:
@@ -62,7 +61,8 @@ def test_hints() -> None:
     assert fits(arch=("x86_64", "aarch64"))
     assert not fits(arch=("x86_64",))
     assert fits(isa=("asimddp",))
-    assert not fits(isa=("asimddp", "i8mm")), "all of them"
+    assert fits(isa=("asimddp", "i8mm")), "one is enough, as plans.fits has it"
+    assert not fits(isa=("avx512_vnni", "i8mm"))
     assert fits(providers=("cuda", "cpu"))
     assert not fits(providers=("Tensorrt",))
     assert fits(("TensorrtExecutionProvider",), providers=("Tensorrt",)), "agent.toml insists"

@@ -176,6 +176,15 @@ def test_a_coarser_window_stands_for_all_of_them() -> None:
     assert merged.stages["inference"].max == 100.0
     assert merged.labels == {"cat": 4}
     assert isinstance(merged, Measures)
+    assert (merged.temperature_c, merged.throttled) == (None, None)
+
+
+def test_a_coarser_window_keeps_the_worst_of_the_sensors() -> None:
+    warm = window(1, 1.0).model_copy(update={"temperature_c": 70.0, "throttled": True})
+    cool = window(2, 1.0).model_copy(update={"temperature_c": 50.0, "throttled": False})
+    merged = coarser([warm, cool, window(3, 1.0)])
+    assert (merged.temperature_c, merged.throttled) == (70.0, True)
+    assert parse(Window, merged.to_bytes()) == merged
 
 
 def test_an_assignment_names_its_model_by_path_and_digest() -> None:

@@ -35,7 +35,7 @@ class Fault(Open):
 
     kind: Literal["fault"] = "fault"
     subject: ShortText
-    """What: source:NAME, runner:PIPELINE, registry, spool, disk."""
+    """What: source:NAME, runner:PIPELINE, registry, spool, disk, throttling."""
     recovered: bool = False
     detail: Reason = ""
 

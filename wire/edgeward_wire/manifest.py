@@ -58,6 +58,7 @@ class TargetHints(Signed):
     arch: tuple[Key, ...] = Field(default=(), max_length=8)
     """As `platform.machine()` prints it: x86_64, aarch64."""
     isa: tuple[Key, ...] = Field(default=(), max_length=8)
+    """The processor's features by the kernel's names; one of them is enough: avx512_vnni, avx_vnni."""
     providers: tuple[Key, ...] = Field(default=(), max_length=8)
     """ONNX Runtime's names without the suffix: CPU, CUDA, Tensorrt, OpenVINO."""
 

@@ -25,6 +25,7 @@ from edgeward_wire.identifiers import (
 )
 from edgeward_wire.manifest import ModelRef
 from edgeward_wire.verdict import Plan, Verdict
+from edgeward_wire.vitals import Vitals
 
 State = Literal[
     "idle",
@@ -108,3 +109,5 @@ class Reported(Open):
     pipelines: dict[PipelineName, PipelineReport] = Field(default_factory=dict, max_length=16)
     registry: ShortText = ""
     """Empty when the last look at the registry succeeded, else why not."""
+    vitals: Vitals | None = None
+    """As of `time`; told anew when throttling begins or ends, or the heat has changed by some degrees."""

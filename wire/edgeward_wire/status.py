@@ -35,4 +35,6 @@ class Birth(Open):
     isa: tuple[Key, ...] = Field(default=(), max_length=64)
     runtime: dict[Key, ShortText] = Field(default_factory=dict, max_length=32)
     """Installed distributions that matter: onnxruntime, numpy, opencv."""
+    power_mode: ShortText = ""
+    """What decides clocks: `nvpmodel 15W`, `cpufreq performance`."""
     pipelines: dict[PipelineName, tuple[SourceName, ...]] = Field(default_factory=dict, max_length=16)

@@ -50,6 +50,10 @@ class Measures(Open):
     stages: dict[Stage, Histogram] = Field(default_factory=dict)
     labels: dict[ShortText, Count] = Field(default_factory=dict, max_length=MAX_LABELS)
     """How often each of the most frequent top results came."""
+    temperature_c: float | None = None
+    """The device's hottest zone when the window closed; of merged windows, the hottest of them."""
+    throttled: bool | None = None
+    """Whether the device was slowed down when the window closed; of merged windows, any of them."""
 
     @property
     def fps(self) -> float:
@@ -103,6 +107,12 @@ def coarser(windows: Sequence[Window]) -> Window:
             "errors": sum(w.errors for w in windows),
             "stages": {stage: h for stage, h in stages.items() if h.count},
             "labels": dict(kept),
+            "temperature_c": max(
+                (w.temperature_c for w in windows if w.temperature_c is not None), default=None
+            ),
+            "throttled": any(known)
+            if (known := [w.throttled for w in windows if w.throttled is not None])
+            else None,
             "clock": "untrusted" if any(w.clock == "untrusted" for w in windows) else "trusted",
         }
     )
