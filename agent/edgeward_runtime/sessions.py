@@ -89,13 +89,14 @@ class Placement:
 class Session:
     """One loaded model. Use it from the thread that opened it."""
 
-    def __init__(self, session: Any, plan: Plan) -> None:
+    def __init__(self, session: Any, plan: Plan, device: str = "") -> None:
+        """`device`: where inputs are kept between runs; empty: nowhere."""
         self.plan = plan
         self.inputs = tuple(_port(p) for p in session.get_inputs())
         self.outputs = tuple(_port(p) for p in session.get_outputs())
         self._session: Any = session
         self._names = [p.name for p in self.outputs]
-        self._bound = _Bound(session, self._names, "cuda", plan) if plan.provider == _CUDA else None
+        self._bound = _Bound(session, self._names, device, plan) if device else None
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -184,8 +185,10 @@ def tensorrt_major() -> int | None:
         return None
 
 
-def open_session(path: Path, plan: Plan, *, placement: bool = False) -> Session:
+def open_session(path: Path, plan: Plan, *, placement: bool = False, bound: bool = False) -> Session:
     """Load a file as the plan says; `placement` also records where the nodes go.
+
+    On CUDA inputs are kept on the device; `bound` runs the same way on the CPU, to test and to measure it.
 
     Raises:
         WrongProvider: it loaded on another provider.
@@ -197,7 +200,7 @@ def open_session(path: Path, plan: Plan, *, placement: bool = False) -> Session:
         came_up = _short(actual[0]) if actual else "none"
         raise WrongProvider(f"{_short(plan.provider)} was asked for, and the session came up on {came_up}.")
     try:
-        return Session(session, plan)
+        return Session(session, plan, "cuda" if plan.provider == _CUDA else "cpu" if bound else "")
     except KeyError as error:
         raise NotLoaded(f"A port has the type {error.args[0]}, which is not supported.") from None
 

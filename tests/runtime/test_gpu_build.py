@@ -17,7 +17,13 @@ import pytest
 from conftest import missing
 from edgeward_agent.messages import FROM_QUALIFY, Qualify, QualifyDone, QualifyProgress, encode
 from edgeward_runtime.plans import CPU, CUDA, TENSORRT
-from edgeward_runtime.sessions import NotLoaded, WrongProvider, available_providers, open_session
+from edgeward_runtime.sessions import (
+    NotLoaded,
+    WrongProvider,
+    available_providers,
+    open_session,
+    tensorrt_major,
+)
 from edgeward_wire.verdict import Plan, PlanOutcome, Verdict
 from runtime.builders import int8_classifier, picture_directory
 from runtime.bundles import Bundle, colour_bundle
@@ -141,3 +147,8 @@ def test_run_takes_the_cpu_and_refuses_a_gpu_by_name(bundle: Bundle, tmp_path: P
     assert said.returncode == 1
     assert said.stderr.startswith("error: CUDA was asked for, and the session came up on CPU.\nnext: ")
     assert "Traceback" not in said.stderr
+
+
+def test_the_build_says_which_tensorrt_it_links() -> None:
+    """Which decides the flags: TensorRT 11 has none for precision."""
+    assert tensorrt_major() in range(8, 20)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from conftest import missing
@@ -105,6 +106,22 @@ def test_an_unknown_option_does_not_load(tmp_path: Path) -> None:
     with pytest.raises(NotLoaded, match="bogus") as caught:
         open_session(int8_classifier(tmp_path / "m.onnx"), plan)
     assert not isinstance(caught.value, WrongProvider)
+
+
+def test_what_it_compiles_is_kept_apart_by_weights(tmp_path: Path) -> None:
+    """Two models of one architecture in one cache: each gives its own answer, also from the cache."""
+    cache = tmp_path / "cache"
+    plan = PLAN.model_copy(update={"options": {**PLAN.options, "cache_dir": str(cache)}})
+    one, other = classifier(tmp_path / "one.onnx"), tmp_path / "other.onnx"
+    turned = onnx.load(one)
+    dense = next(tensor for tensor in turned.graph.initializer if tensor.name == "dense")
+    dense.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(dense), "dense"))
+    onnx.save(turned, other)
+    noise = {"image": np.random.default_rng(0).random((1, 3, 32, 32), np.float32)}
+    for path in (one, other, one, other):
+        exact = open_exact(path).run(noise)[0]
+        assert np.allclose(open_session(path, plan).run(noise)[0], exact, atol=1e-3)
+    assert any(cache.iterdir())
 
 
 # --- verdicts

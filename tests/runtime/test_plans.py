@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +23,7 @@ from edgeward_runtime.plans import (
     provider_name,
     unverified,
 )
+from edgeward_wire.contract import Contract
 from edgeward_wire.manifest import TargetHints
 from edgeward_wire.verdict import Plan, PlanOutcome
 
@@ -79,6 +82,78 @@ def test_an_engine_is_cached_under_the_digest_of_its_weights() -> None:
     )
     assert first["trt_engine_cache_prefix"] != second["trt_engine_cache_prefix"]
     assert first["trt_engine_cache_path"] == "/scratch"
+
+
+def tensorrt_options(
+    facts: VariantFacts, major: int | None, contract: Contract | None = None
+) -> dict[str, str]:
+    machine = replace(ORIN, tensorrt=major)
+    return candidates({"v": facts}, machine, threads=1, only=["tensorrt"], contract=contract)[0].options
+
+
+@pytest.mark.parametrize(
+    ("major", "flagged"), [(8, True), (10, True), (None, True), (11, False), (12, False)]
+)
+def test_precision_is_in_the_graph_from_tensorrt_11_on(major: int | None, flagged: bool) -> None:
+    for facts, flag in ((INT8, "trt_int8_enable"), (FP16, "trt_fp16_enable")):
+        assert (tensorrt_options(facts, major).get(flag) == "1") is flagged
+    assert not {k for k in tensorrt_options(FP32, major) if k in {"trt_int8_enable", "trt_fp16_enable"}}
+
+
+def test_an_engine_is_built_for_the_contract_s_shapes() -> None:
+    """The names and the range of the dimensions come from the contract, never from a guess."""
+    assert "trt_profile_min_shapes" not in tensorrt_options(
+        FP32, 10, audio_contract({"batch": (1, 1, 1)}, fixed=True)
+    )
+    options = tensorrt_options(FP32, 10, audio_contract({"batch": (1, 2, 4), "n": (160, 512, 1600)}))
+    assert options["trt_profile_min_shapes"] == "sound:1x160,state:2x1x8"
+    assert options["trt_profile_opt_shapes"] == "sound:2x512,state:2x2x8"
+    assert options["trt_profile_max_shapes"] == "sound:4x1600,state:2x4x8"
+
+
+def audio_contract(ranges: dict[str, tuple[int, int, int]], *, fixed: bool = False) -> Contract:
+    """A model with a state and a constant; `fixed`: no dimension is open."""
+    batch: str | int = 1 if fixed else "batch"
+    return Contract.model_validate(
+        {
+            "task": "tensor",
+            "inputs": [
+                {
+                    "name": "sound",
+                    "dtype": "float32",
+                    "shape": [batch, 512 if fixed else "n"],
+                    "bind": "source",
+                },
+                {"name": "state", "dtype": "float32", "shape": [2, batch, 8], "bind": "state:h"},
+                {"name": "rate", "dtype": "int64", "shape": [], "bind": "const", "const": [16000]},
+            ],
+            "outputs": [
+                {"name": "score", "dtype": "float32", "shape": [batch, 1]},
+                {"name": "next", "dtype": "float32", "shape": [2, batch, 8], "bind": "state:h"},
+            ],
+            "dimensions": {
+                name: {"min": low, "default": usual, "max": high}
+                for name, (low, usual, high) in ranges.items()
+            },
+        }
+    )
+
+
+def test_a_directory_that_no_plan_can_name_is_no_cache() -> None:
+    machine = Machine("x86_64", frozenset(), (TENSORRT, OPENVINO, CPU))
+    near, far = (
+        candidates({"int8": INT8}, machine, threads=1, scratch=scratch) for scratch in ("/s", "/s" * 101)
+    )
+    assert near[0].options["trt_engine_cache_path"] == near[1].options["cache_dir"] == "/s"
+    assert "trt_engine_cache_enable" not in far[0].options
+    assert "cache_dir" not in far[1].options
+
+
+def test_the_exact_sums_are_tried_beside_whatever_else_there_is() -> None:
+    """With every provider and three variants there is room for the plan that may be the only right one."""
+    machine = Machine("x86_64", frozenset({"avx2"}), (TENSORRT, CUDA, CPU))
+    found = candidates({"int8": INT8, "fp16": FP16, "fp32": FP32}, machine, threads=2)
+    assert {"session.x64quantprecision": "1"} in [plan.session for plan in found]
 
 
 def test_only_the_named_providers_even_if_this_build_lacks_them() -> None:

@@ -21,6 +21,7 @@ from edgeward_runtime.sessions import (
     profiled_placement,
     reason_of,
     save_optimised,
+    tensorrt_major,
 )
 from edgeward_wire.verdict import Plan
 from runtime.builders import classifier, int8_classifier
@@ -131,3 +132,26 @@ def test_the_shipped_model_loads() -> None:
     if not path.is_file():
         missing("the shipped model")
     assert open_session(path, plan()).outputs[0].shape[-1] == 1000
+
+
+def test_bound_inputs_give_the_same_and_share_nothing(tmp_path: Path) -> None:
+    """CUDA's way of running, on the CPU: shapes change, arrays are used again, outputs are kept."""
+    path = classifier(tmp_path / "m.onnx", batch="batch")
+    plain, bound = open_session(path, plan()), open_session(path, plan(), bound=True)
+    random = np.random.default_rng(0)
+    image = random.random((1, 3, 32, 32), np.float32)
+    (first,) = bound.run({"image": image})
+    kept = first.copy()
+    for batch in (1, 1, 2, 1):
+        image = random.random((batch, 32, 32, 3), np.float32).transpose(0, 3, 1, 2)  # not contiguous
+        (theirs,), (ours,) = plain.run({"image": image}), bound.run({"image": image})
+        assert np.array_equal(theirs, ours)
+    assert np.array_equal(first, kept), "a later run wrote into an earlier one's outputs"
+    with pytest.raises(RunFailed):
+        bound.run({"image": np.zeros((1, 3, 9, 9), np.float32)})
+    assert np.array_equal(bound.run({"image": image})[0], ours), "it works again after a wrong input"
+
+
+def test_the_version_of_tensorrt_is_that_of_the_build() -> None:
+    linked = "TensorrtExecutionProvider" in available_providers()
+    assert tensorrt_major() is None or linked
