@@ -155,23 +155,19 @@ class _Reading(threading.Thread):
 
     def _attempt(self) -> bool:
         """Open and read once. True: there is nothing more to come."""
-        self.since = time.monotonic()
+        self.since, self._fresh = time.monotonic(), True
         try:
             source = open_source(self._options)
+            self.since = 0.0
+            try:
+                self._deliver(source)
+            finally:
+                source.close()  # before the report: whoever acts on it finds the device free
         except EdgewardError as error:
             self._report(False, error.what)
             return False
         finally:
             self.since = 0.0
-        self._fresh = True
-        try:
-            self._deliver(source)
-        except EdgewardError as error:
-            self._report(False, error.what)
-            return False
-        finally:
-            self.since = 0.0
-            source.close()
         if not self.stopping.is_set():
             self._report(False, END_OF_FILE)
         return True
