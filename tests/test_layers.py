@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "edgeward_ctl": {"edgeward_wire", "edgeward_models"},
 }
 # The children, and the commands that work without a cloud: nothing else of the agent loads the runtime.
-CHILDREN = {"runner", "qualify", "local_cli", "results", "sources_cli"}
+CHILDREN = {"runner", "qualify", "local_cli", "results", "sources_cli", "in_runner", "protocol", "app"}
 # Adapters: one module of a package imports each of these.
 ONE_IMPORTER = (
     "paho",

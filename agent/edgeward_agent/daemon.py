@@ -29,6 +29,7 @@ from edgeward_agent.mqtt import Link
 from edgeward_agent.notify import Notifier
 from edgeward_agent.page_keeper import PageKeeper
 from edgeward_agent.reporting import Reporter
+from edgeward_agent.serving import supervising
 from edgeward_agent.spool import Spool
 from edgeward_agent.status import only_daemon
 from edgeward_agent.supply import Supply
@@ -114,6 +115,9 @@ def _compose(config: Config, identity: Identity, state: Path) -> Lifetime:
         page = PageKeeper(config.page, state)
         lifetime.thread("page", page.run, lambda _orderly: page.stop(), limit_s=page_keeper.PULSE_S)
     lifetime.closing("requests", lambda _orderly: stop.set())
+    if config.serve.port is not None:
+        serving = supervising.Serving(supervising.order(config.serve, tuple(config.pipelines), state))
+        lifetime.thread("serving", serving.run, serving.stop, limit_s=supervising.PULSE_S)
     lifetime.thread("machine", machine.run, machine.stop, limit_s=machinery.PULSE_S, join_s=MACHINE_JOIN_S)
     return lifetime
 

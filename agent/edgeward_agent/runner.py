@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeward_agent.local_socket import LocalSocket, Request
+from edgeward_agent.local_socket import Handler, LocalSocket, Request
 from edgeward_agent.messages import (
     MAX_LINE,
     TO_RUNNER,
@@ -193,7 +193,14 @@ class Runner:
         def listening(somebody: bool) -> None:
             pipeline.listening = somebody
 
-        handlers = {"frame": self._show_frame, "about": self._tell_about}
+        from edgeward_agent.serving.in_runner import Desk
+
+        desk = Desk(pipeline, wanted.pipeline)
+        handlers: dict[str, Handler] = {
+            "frame": self._show_frame,
+            "about": self._tell_about,
+            "infer": desk,
+        }
         local = LocalSocket(Path(wanted.run), wanted.pipeline, handlers, listening)
         try:
             local.start()
@@ -241,11 +248,14 @@ class Runner:
         configuration, serving = self._configuration, self._serving
         assert configuration is not None
         known: dict[str, object] = {"state": "serving" if serving else "preparing"}
+        if self._pipeline is not None:
+            known["frames"] = self._pipeline.totals.frames
         if serving is not None:
             contract = serving.manifest.contract
             known |= {
                 "model": serving.model.name,
                 "version": serving.model.version,
+                "sha256": serving.model.sha256,
                 "variant": serving.plan.variant,
                 "provider": serving.plan.provider,
                 "threads": serving.plan.threads,

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from edgeward_runtime.feeds import Feed, Feeder, feeder
 from edgeward_runtime.ports import constants, initial_states, next_states
-from edgeward_runtime.sessions import Port, Session, open_session
+from edgeward_runtime.sessions import Port, RunFailed, Session, open_session
 from edgeward_runtime.slots import Frame
 from edgeward_runtime.sources.options import Rules
 from edgeward_runtime.tasks import check_task, reader
@@ -27,6 +28,8 @@ Arrays = dict[str, npt.NDArray[Any]]
 _WARM_RUNS = 2
 _NO_RULES = Rules()
 _NOTHING = -1
+SERVED = 1 << 20
+"""Sources from here on are requests: nothing of theirs is shared with the live ones."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Engine:
         """
         self._contract = recipe.contract
         self._feeder: Feeder = feeder(recipe.contract)
+        self._served: Feeder | None = None
         self._constants: Arrays = constants(recipe.contract)
         self._states: dict[int, Arrays] = {}
         self._flowing: dict[int, int | None] = {}
@@ -102,7 +106,7 @@ class Engine:
         """
         self._continue(frame)
         start = time.perf_counter()
-        for feed in self._feeder.feeds(frame):
+        for feed in self._feeder_of(frame.source).feeds(frame):
             fed = time.perf_counter()
             outputs = self._run(frame.source, feed)
             ran = time.perf_counter()
@@ -112,9 +116,28 @@ class Engine:
             start = time.perf_counter()
         self._flowing[frame.source] = frame.rate
 
+    def infer(self, feeds: Feed) -> dict[str, npt.NDArray[Any]]:
+        """One run of what somebody else prepared; a model that remembers begins anew. Raises RunFailed."""
+        outputs = self.session.run({**self._constants, **initial_states(self._contract), **feeds})
+        return dict(zip(self._names, outputs, strict=True))
+
+    def check(self) -> None:
+        """A run on a blank input, whose outputs must be numbers. Raises RunFailed."""
+        for name, output in self.infer(self._feeder.blank()).items():
+            if not np.isfinite(output).all():
+                raise RunFailed(f"Output {name} of a blank input is not finite.")
+
     def close(self) -> None:
         """Free the model."""
         self.session.close()
+
+    def _feeder_of(self, source: int) -> Feeder:
+        """Requests have one of their own: pictures of another size would make the live ones' buffers anew."""
+        if source < SERVED:
+            return self._feeder
+        if self._served is None:
+            self._served = feeder(self._contract)
+        return self._served
 
     def _continue(self, frame: Frame) -> None:
         """Begin anew where the frame does not go on from the one before: a gap, or a run that failed."""
@@ -123,7 +146,7 @@ class Engine:
         flowing = self._flowing.pop(source, _NOTHING) == frame.rate
         if not flowing or frame.lost_s:
             self._states.pop(source, None)
-            self._feeder.forget(source)
+            self._feeder_of(source).forget(source)
             self._fresh.add(source)
 
     def _view(self, frame: Frame) -> View:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from edgeward_runtime.capture import Capture
 from edgeward_runtime.engine import Engine, Look, Recipe
+from edgeward_runtime.jobs import Job
 from edgeward_runtime.meter import Meter, Series
 from edgeward_runtime.resources import give_back
 from edgeward_runtime.sampling import Choosing, SampleOptions, Sampler
@@ -27,7 +28,7 @@ from edgeward_runtime.shots import Shots
 from edgeward_runtime.slots import Frame, Slots
 from edgeward_runtime.sources.options import SourceOptions, Why
 from edgeward_runtime.telling import Telling
-from edgeward_wire.errors import EdgewardError
+from edgeward_wire.errors import EdgewardError, Unavailable
 from edgeward_wire.telemetry import Measures, Stage
 
 log = logging.getLogger(__name__)
@@ -165,6 +166,18 @@ class Pipeline:
             serving = self._serving
             return serving.meter.close(now, wall, self._slots.take_dropped()) if serving else ()
 
+    @property
+    def serving(self) -> Recipe | None:
+        """The model that takes frames. For any thread."""
+        serving = self._serving
+        return serving.recipe if serving else None
+
+    def submit(self, job: Job) -> None:
+        """Run this between frames. For any thread. Raises Busy, or Unavailable when no model serves."""
+        if self._serving is None:
+            raise Unavailable("No model serves yet.", "See `edgeward-agent status`.")
+        self._slots.submit(job)
+
     def idle(self) -> bool:
         """Whether every frame that was captured has been answered, and its answer emitted."""
         return self._slots.idle()
@@ -269,15 +282,12 @@ class _Worker(threading.Thread):
 
     def _serve(self, engine: Engine) -> None:
         try:
-            while (frame := self._slots.take(self._retired.is_set)) is not None:
+            while (work := self._slots.take(self._retired.is_set)) is not None:
                 self.busy_since = time.monotonic()
-                # What may be wanted once its answer is known must not be overwritten until then.
-                frame.held = self._sampler is not None or self._pipeline.shots.wanted(frame.source)
-                try:
-                    self._look(engine, frame)
-                except EdgewardError as error:
-                    self._failed(frame.source, error)
-                frame.let_go()
+                if isinstance(work, Job):
+                    self._step(engine, work)
+                else:
+                    self._frame(engine, work)
                 self.busy_since = 0.0
         finally:
             self.left_at = time.monotonic()
@@ -289,6 +299,24 @@ class _Worker(threading.Thread):
             kept = self._choosing[frame.source].why(look.answer, now)
             if kept is not None:
                 self._sampler.keep(frame, kept)
+
+    def _frame(self, engine: Engine, frame: Frame) -> None:
+        # What may be wanted once its answer is known must not be overwritten until then.
+        frame.held = self._sampler is not None or self._pipeline.shots.wanted(frame.source)
+        try:
+            self._look(engine, frame)
+        except EdgewardError as error:
+            self._failed(frame.source, error)
+        frame.let_go()
+
+    def _step(self, engine: Engine, job: Job) -> None:
+        more = job.step(engine, self.recipe.model.sha256)
+        self._slots.served(time.monotonic() - self.busy_since)
+        if more:
+            try:
+                self._slots.submit(job, again=True)
+            except Unavailable as error:
+                job.fail(error)
 
     def _look(self, engine: Engine, frame: Frame) -> None:
         if self._sampler is not None:

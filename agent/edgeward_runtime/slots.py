@@ -3,8 +3,8 @@
 `latest`: the newest frame wins, and the one that it replaces is counted as dropped; sound waits for a
 while instead, because each sample of it counts. `every`: the capture
 waits until its frame has been taken, so that a file plays as fast as inference goes and no faster.
-The sources are taken in turn. Invariant: a frame is handed out once, or counted as dropped, or given
-back when the slots close.
+The sources are taken in turn, and served work (`jobs`) goes between them. Invariant: a frame is handed out
+once, or counted as dropped, or given back when the slots close; a job is handed out, or fails then.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,7 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeward_runtime.images import U8
+from edgeward_runtime.jobs import MAX_WAITING, Busy, Job, Schedule
 from edgeward_runtime.sources.options import SlotPolicy
+from edgeward_wire.errors import Unavailable
 
 BUFFERS = 2
 """Pictures of one source in memory: one that is read, one on its way. At 1080p each has 6 MB."""
@@ -113,6 +117,8 @@ class Slots:
         self._turn = 0
         self._closed = False
         self._waiting = False
+        self._jobs: deque[Job] = deque()
+        self._schedule = Schedule(len(policies))
         self._lock = threading.Lock()
         self._filled = threading.Condition(self._lock)
         self._emptied = threading.Condition(self._lock)
@@ -128,28 +134,60 @@ class Slots:
                 frame, lost = joined(before, frame)
                 self._dropped[at] += lost
                 before.release()
+            self._schedule.arrived(at, time.monotonic())
             self._frames[at] = frame
             self._filled.notify()
             if self._policies[at] == "every":
                 self._emptied.wait_for(lambda: self._closed or self._frames[at] is not frame)
             return not self._closed
 
-    def take(self, stop: Callable[[], bool]) -> Frame | None:
-        """The next frame, sources in turn; None once `stop()` holds or the slots are closed (see `wake`)."""
+    def submit(self, job: Job, *, again: bool = False) -> None:
+        """Let this go between frames; `again`: its next step. Raises Busy, and Unavailable once closed."""
+        with self._lock:
+            if self._closed:
+                raise Unavailable("The pipeline stops.", "Ask again in a moment.")
+            if len(self._jobs) >= MAX_WAITING and not again:
+                raise Busy(f"{MAX_WAITING} requests wait already.", "Ask less often.")
+            self._jobs.append(job)
+            self._filled.notify()
+
+    def take(self, stop: Callable[[], bool]) -> Frame | Job | None:
+        """What the inference thread does next, frames of the sources in turn and jobs between them.
+
+        None once `stop()` holds or the slots are closed (see `wake`).
+        """
         with self._lock:
             while not (self._closed or stop()):
-                for step in range(len(self._frames)):
-                    at = (self._turn + step) % len(self._frames)
-                    frame = self._frames[at]
-                    if frame is not None:
-                        self._frames[at] = None
-                        self._turn = at + 1
-                        self._emptied.notify_all()
-                        return frame
+                if self._jobs and self._schedule.overdue:
+                    return self._jobs.popleft()
+                frame = self._next_frame()
+                if frame is not None:
+                    return frame
+                wait_s = self._schedule.wait_s(time.monotonic()) if self._jobs else None
+                if wait_s == 0:
+                    return self._jobs.popleft()
                 self._waiting = True
-                self._filled.wait()
+                self._filled.wait(wait_s)
                 self._waiting = False
             return None
+
+    def _next_frame(self) -> Frame | None:
+        for step in range(len(self._frames)):
+            at = (self._turn + step) % len(self._frames)
+            frame = self._frames[at]
+            if frame is not None:
+                self._frames[at] = None
+                self._turn = at + 1
+                self._emptied.notify_all()
+                if self._jobs:
+                    self._schedule.live_ran()
+                return frame
+        return None
+
+    def served(self, took_s: float) -> None:
+        """A step of a job took so long."""
+        with self._lock:
+            self._schedule.served_ran(took_s)
 
     def wake(self) -> None:
         """Let everyone who waits in `take` look at its `stop` again."""
@@ -171,5 +209,8 @@ class Slots:
         """Everybody returns, now and from here on."""
         with self._lock:
             self._closed = True
+            jobs, self._jobs = self._jobs, deque()
             self._filled.notify_all()
             self._emptied.notify_all()
+        for job in jobs:
+            job.fail(Unavailable("The pipeline stops.", "Ask again in a moment."))

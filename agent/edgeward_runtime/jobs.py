@@ -1,0 +1,135 @@
+"""Served work between live frames: when a run may start, and what waits.
+
+A served run starts when it will be over before the next live frame is expected: the frames' rhythm and
+the length of served runs are learned as moving averages. Where there is never room, one served run goes
+in after every `PER_LIVE` live frames, so that nobody starves. Invariants: `Schedule` is pure (times go
+in, seconds come out); a job ends exactly once, with an answer or a fault; what waits is bounded.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from edgeward_wire.errors import EdgewardError, Unavailable
+
+if TYPE_CHECKING:
+    from edgeward_runtime.engine import Engine
+
+MAX_WAITING = 16
+PER_LIVE = 8
+"""Live frames, at most, between two steps of served work that waits."""
+_WEIGHT = 0.2
+_MARGIN = 1.1
+_GONE = 3.0
+"""A source that is late by so many of its intervals is not waited for."""
+
+
+class Busy(Unavailable):
+    """As much waits as may."""
+
+
+class Changed(Unavailable):
+    """Another model serves than the one that the work was meant for."""
+
+
+class Schedule:
+    """When served work may start. Times are of one monotonic clock, in seconds."""
+
+    def __init__(self, sources: int) -> None:
+        self._last: list[float | None] = [None] * sources
+        self._interval = [0.0] * sources
+        self._jitter = [0.0] * sources
+        self._run_s = 0.0
+        self._live = 0
+
+    def arrived(self, source: int, now: float) -> None:
+        """A live frame came."""
+        last, self._last[source] = self._last[source], now
+        if last is None:
+            return
+        interval, known = now - last, self._interval[source]
+        if not known or interval > _GONE * known:
+            # The first, or the first after a pause: a pause says nothing of the rhythm.
+            self._interval[source] = known or interval
+            return
+        off = abs(interval - known)
+        self._interval[source] += _WEIGHT * (interval - known)
+        self._jitter[source] += _WEIGHT * (off - self._jitter[source])
+
+    def live_ran(self) -> None:
+        """A live frame was dealt with while served work waited."""
+        self._live += 1
+
+    def served_ran(self, took_s: float) -> None:
+        """One step of served work is over."""
+        self._run_s += (_WEIGHT if self._run_s else 1.0) * (took_s - self._run_s)
+        self._live = 0
+
+    @property
+    def overdue(self) -> bool:
+        """Whether served work goes before the next live frame, even if that is there already."""
+        return self._live >= PER_LIVE
+
+    def wait_s(self, now: float) -> float:
+        """With no live frame waiting: for how long none is to be started; 0 means now."""
+        if self.overdue:
+            return 0.0
+        longest = 0.0
+        for last, interval, jitter in zip(self._last, self._interval, self._jitter, strict=True):
+            if last is None or not interval or now > last + _GONE * interval:
+                continue
+            if now + _MARGIN * self._run_s > last + interval - 2 * jitter:
+                longest = max(longest, last + _GONE * interval - now)
+        return longest
+
+
+class Job:
+    """Work for the inference thread, in steps with live frames between them. `wait` for it elsewhere."""
+
+    def __init__(self, model: str, work: Callable[[Engine], Iterator[None]]) -> None:
+        """`model` is the sha256 of the manifest that it is meant for; each `yield` of `work` ends a step."""
+        self._model = model
+        self._work = work
+        self._steps: Iterator[None] | None = None
+        self._ended = threading.Event()
+        self._fault: EdgewardError | None = None
+        self._abandoned = False
+
+    def step(self, engine: Engine, model: str) -> bool:
+        """On the inference thread: one step; whether there are more."""
+        if self._abandoned:
+            self.fail(Unavailable("Nobody waits for it any more."))
+            return False
+        if model != self._model:
+            self.fail(Changed("Another model took over while the request waited.", "Ask again."))
+            return False
+        try:
+            if self._steps is None:
+                self._steps = self._work(engine)
+            next(self._steps)
+        except StopIteration:
+            self._end()
+            return False
+        except EdgewardError as error:
+            self.fail(error)
+            return False
+        return True
+
+    def fail(self, fault: EdgewardError) -> None:
+        """It ends with this."""
+        self._fault = fault
+        self._end()
+
+    def _end(self) -> None:
+        self._steps = None
+        self._ended.set()
+
+    def wait(self, limit_s: float) -> None:
+        """Until it has ended. Raises its fault, or Unavailable when it did not end in time."""
+        if not self._ended.wait(limit_s):
+            self._abandoned = True
+            raise Unavailable(f"The model did not get to it within {limit_s:g} s.", "Ask less often.")
+        if self._fault is not None:
+            raise self._fault
