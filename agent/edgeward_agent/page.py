@@ -154,7 +154,6 @@ class _Server(http.server.ThreadingHTTPServer):
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    server: _Server
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "edgeward", ""
     timeout = _IDLE_S
@@ -164,7 +163,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         """One of the three."""
         path, _, query = self.path.partition("?")
         said = dict(urllib.parse.parse_qsl(query, max_num_fields=8)) if len(query) < 1000 else {}
-        if not known_host(self.headers.get("Host"), self.server.names):
+        if not known_host(self.headers.get("Host"), self._our.names):
             self._answer(403, "text/plain", b"This name is not this device's: use its address.\n")
         elif not self._allowed(said):
             self._answer(401, "text/plain", b"Open the page with ?token=... : agent.toml has it in [page].\n")
@@ -175,11 +174,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         else:
             getattr(self, self._pages[path])(said)
 
+    @property
+    def _our(self) -> _Server:
+        assert isinstance(self.server, _Server)
+        return self.server
+
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: who looks is not news."""
 
     def _allowed(self, said: dict[str, str]) -> bool:
-        token = self.server.settings.token
+        token = self._our.settings.token
         if token is None:
             return True
         cookies = http.cookies.SimpleCookie()
@@ -194,7 +198,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _let_in(self) -> None:
         """The token out of the address bar, into a cookie."""
-        cookie = f"{_COOKIE}={self.server.settings.token or ''}; HttpOnly; SameSite=Strict; Path=/"
+        cookie = f"{_COOKIE}={self._our.settings.token or ''}; HttpOnly; SameSite=Strict; Path=/"
         self._answer(303, "text/plain", b"", {"Location": "/", "Set-Cookie": cookie})
 
     def _page(self, _said: dict[str, str]) -> None:
@@ -203,12 +207,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src data:;"
             " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
         )
-        body = self.server.html.replace("{{nonce}}", nonce).encode()
+        body = self._our.html.replace("{{nonce}}", nonce).encode()
         self._answer(200, "text/html; charset=utf-8", body, {"Content-Security-Policy": policy})
 
     def _state(self, _said: dict[str, str]) -> None:
         try:
-            with (self.server.settings.state / "status.json").open("rb") as file:
+            with (self._our.settings.state / "status.json").open("rb") as file:
                 status = json.loads(file.read(MAX_STATUS))
         except (OSError, ValueError):
             self._refuse(Unavailable("The agent has not written its status yet.", "Wait a moment."))
@@ -217,7 +221,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _frame(self, said: dict[str, str]) -> None:
         try:
-            body = self.server.frames.get(said.get("pipeline", ""), said.get("source", ""))
+            body = self._our.frames.get(said.get("pipeline", ""), said.get("source", ""))
         except EdgewardError as error:
             self._refuse(error)
         else:

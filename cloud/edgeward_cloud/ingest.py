@@ -49,7 +49,7 @@ _KINDS: dict[str, tuple[type[Document], int]] = {
     "reported": (Reported, topics.MAX_PAYLOAD_BYTES),
     "telemetry": (Window, MAX_WINDOW_BYTES),
     "event": (Event, MAX_EVENT_BYTES),
-    "result": (ResultMessage, 16 << 10),
+    "result": (ResultMessage, 64 << 10),
     "response": (CommandResponse, MAX_RESPONSE_BYTES),
 }
 _log = logging.getLogger(__name__)

@@ -175,6 +175,24 @@ def watch(context: typer.Context, fleet: Fleet = None, as_json: Json = False) ->
 
 
 @app.command()
+def results(
+    context: typer.Context,
+    *,
+    fleet: Fleet = None,
+    device: OneDevice = None,
+    follow: Annotated[bool, typer.Option("--follow", help="What is new, until Ctrl-C.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")] = False,
+) -> None:
+    """What the devices see."""
+    from edgeward_ctl import checked
+    from edgeward_ctl import results as seen
+
+    who = checked.device_name(device) if device is not None else None
+    code = seen.show(_profile(context), fleet=_fleet(fleet), device=who, follow=follow, as_json=as_json)
+    raise typer.Exit(code)
+
+
+@app.command()
 def devices(context: typer.Context, fleet: Fleet = None, as_json: Json = False) -> None:
     """Who is enrolled, and on what hardware."""
     from edgeward_ctl import showing

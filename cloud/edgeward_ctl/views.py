@@ -9,6 +9,7 @@ from edgeward_ctl.follow import Followed
 from edgeward_wire.api import Device, LogEntry, TargetProgress, Telemetry
 from edgeward_wire.event import Fault, Finished, StateChanged
 from edgeward_wire.reported import PipelineReport, Update
+from edgeward_wire.result import headline
 from edgeward_wire.verdict import Verdict
 
 RESULT_WORDS = {
@@ -110,8 +111,11 @@ def _sees(device: Device, pipeline: str, source: str) -> str:
     if not device.online:
         return ""
     for result in device.results:
-        if (result.pipeline, result.source) == (pipeline, source) and result.top:
+        if (result.pipeline, result.source) != (pipeline, source):
+            continue
+        if result.top:
             return f"{result.top[0].label.split(',')[0]} {result.top[0].score:.0%}".replace("%", " %")
+        return headline(result)
     return ""
 
 
