@@ -26,6 +26,7 @@ from edgeward_models.study import Study, here, judge, make_file
 from edgeward_models.trials import Judged, saturation, side_by_side
 from edgeward_models.workspace import file_digest
 from edgeward_runtime import sessions
+from edgeward_runtime.sessions import CPU
 from edgeward_wire.errors import Rejected
 from edgeward_wire.verdict import Plan
 
@@ -34,7 +35,8 @@ BUDGET_ENDED = (
     "The budget ended the search: run it again, or with a larger --budget, and it goes on from here."
 )
 _WALKS = 3
-_UNMEASURED = 32  # samples for what only its exact outputs can tell about
+_EXACT_SAMPLES = 128  # for what only its exact outputs can tell about: slow
+_UNMEASURED = "It could not be measured here: the device's probe decides whether it pays."
 TEST_SEED = 3
 HALF_DB = 30.0
 """FP16 is far better than INT8, or it is broken: sums beyond 65504."""
@@ -232,10 +234,10 @@ class _Hunt:
     def _finalists(self) -> list[int]:
         """Those that pass and are fastest, and those of the front beside them."""
         measured = self.measured
-        passing = [k for k, one in enumerate(measured) if one.faster and self.study.must.passes(one)]
+        passing = [k for k, one in enumerate(measured) if one.pays and self.study.must.passes(one)]
         passing.sort(key=lambda k: measured[k].ratio or 1.0)
         aimed = [k for k in passing if self.study.aim.passes(measured[k])]
-        members = [k for k in search.front_of(measured) if measured[k].faster]
+        members = [k for k in search.front_of(measured) if measured[k].pays]
         nearest = search.nearest(measured, self.study.must)
         wanted = [*aimed[:3], *passing[:2], *([] if nearest is None else [nearest]), *members[::-1]]
         return list(dict.fromkeys(wanted))[:FINALISTS]
@@ -287,35 +289,73 @@ def _blur(timing: Timing) -> float:
 
 
 def _unmeasured(study: Study, target: Target, like: TargetReport | None) -> TargetReport:
-    """The target's base scheme, with its exact outputs as the only evidence."""
-    base = replace(target.schemes[0], keep_float=study.keep_float)
-    if like is not None and like.offered is not None and base.method == "static":
-        theirs = like.offered.measured.scheme
-        base = replace(base, keep_float=theirs.keep_float, calibration=theirs.calibration)
-    study.progress(f"writing for {target.name}: {base.title}", 0, 1)
-    few = min(_UNMEASURED, study.effort.fit)
-    try:
-        file = make_file(study, base)
-        candidate = Candidate.of(base, file, judge(study, file, None, base, few))
-    except Rejected as error:
-        candidate = Candidate(Measured(base, excluded=_in_its_name(study, error)))
-    judged = candidate.measured
-    gate = study.must if target.schemes[0].method != "fp16" else Gate(sqnr_db=HALF_DB)
-    notes = ["It could not be measured here: the device's probe decides whether it pays."]
-    fit = not judged.excluded and gate.passes(judged)
-    if not fit and not judged.excluded:
-        notes.append(f"It is not offered: {gate.lacks(judged)}.")
+    """The target's base scheme with the float layers that another search found, judged by its exact outputs.
+
+    How fast it is there nobody knows, so the first that passes is taken: what was chosen there, then the more
+    accurate ones of its front.
+    """
+    half = target.schemes[0].method == "fp16"
+    gate = Gate(sqnr_db=HALF_DB) if half else study.must
+    found: list[Candidate] = []
+    for scheme in _alike(study, target, like):
+        study.progress(f"writing for {target.name}: {scheme.title}", 0, 1)
+        found.append(_judged_exactly(study, scheme))
+        if gate.passes(found[-1].measured):
+            break
+    last = found[-1]
+    notes = [_UNMEASURED]
+    if not gate.passes(last.measured):
+        notes.append(
+            f"It is not offered: {last.measured.excluded or gate.lacks(last.measured)}.".replace("..", ".")
+        )
     study.progress(f"writing for {target.name}: done", 1, 1)
     return TargetReport(
         target=target.name,
         gate=gate,
-        why=study.why if gate is study.must else "the default of FP16",
+        why="the default of FP16" if half else study.why,
         here=False,
-        candidates=(candidate,),
-        chosen=0 if fit else None,
+        candidates=tuple(found),
+        chosen=len(found) - 1 if gate.passes(last.measured) else None,
+        final=_tested_exactly(study, last) if gate.passes(last.measured) else None,
         unsupported=tuple(unsupported(target, study.operators)),
         notes=tuple(notes),
     )
+
+
+def _alike(study: Study, target: Target, like: TargetReport | None) -> list[Scheme]:
+    base = replace(target.schemes[0], keep_float=study.keep_float)
+    if like is None or like.chosen is None or base.method != "static":
+        return [base]
+    chosen = like.candidates[like.chosen].measured
+    better = [like.candidates[k].measured for k in like.front]
+    more = [one for one in better if (one.sqnr_db or 0.0) > (chosen.sqnr_db or 0.0)]
+    static = [one.scheme for one in (chosen, *more) if one.scheme.method == "static"]
+    like_these = [replace(base, keep_float=s.keep_float, calibration=s.calibration) for s in static]
+    return like_these[:_WALKS] or [base]
+
+
+def _judged_exactly(study: Study, scheme: Scheme) -> Candidate:
+    try:
+        file = make_file(study, scheme)
+    except Rejected as error:
+        return Candidate(Measured(scheme, excluded=_in_its_name(study, error)))
+    few = min(_EXACT_SAMPLES, study.effort.fit)
+    return Candidate.of(scheme, file, judge(study, file, None, scheme, few))
+
+
+def _tested_exactly(study: Study, one: Candidate) -> Final:
+    """On the test samples, with all optimisation off."""
+    file = one.file
+    assert file is not None
+    count = min(_EXACT_SAMPLES, study.effort.test)
+    plan = Plan(provider=CPU, variant="exact", threads=1, optimisation="none")
+    key = {**study.key, "file": file_digest(file), "plan": plan.model_dump(), "test": count}
+
+    def make() -> dict[str, Any]:
+        samples = study.samples.stream("test", count, TEST_SEED)
+        return side_by_side(study.contract, (study.whole, study.float_plan), (file, plan), samples).plain()
+
+    return _final(Judged.of(study.work.json("tested", key, make)))
 
 
 def _in_its_name(study: Study, error: Rejected) -> str:

@@ -28,11 +28,15 @@ class Ranked(Protocol):
 
 
 def sets(layers: Sequence[Ranked], count: int) -> list[list[str]]:
-    """The `count` most sensitive in both orders, each as it is and closed; equal ones once."""
+    """The `count` most sensitive in both orders, each closed and as it is; equal ones once.
+
+    The first is the unbroken one of the plain order: where the first layers are the sensitive ones, as
+    they often are, it is the front of the network.
+    """
     found: dict[tuple[str, ...], list[str]] = {}
     for order in (noise, density):
         most = [layer.name for layer in sorted(layers, key=order, reverse=True)[:count]]
-        for names in (in_order(layers, most), closed(layers, most)):
+        for names in (closed(layers, most), in_order(layers, most)):
             found.setdefault(tuple(names), names)
     return list(found.values())
 

@@ -10,17 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from edgeward_models.findings import Candidate, TargetReport
+from edgeward_models.findings import Candidate, Final, TargetReport
 from edgeward_models.graph import Facts
 from edgeward_models.machine import Machine, lines
 from edgeward_models.pareto_plot import Dot, Kind, draw
-from edgeward_models.search import nearest
+from edgeward_models.search import PAYS, nearest
 from edgeward_models.statistics import Interval
 from edgeward_models.trials import Effort
 from edgeward_wire import __version__
 
 SCHEMA = "edgeward.quantise/1"
 DONE, NOT_OFFERED = 0, 1
+_FEW = 4
 _MAX_REPORT_BYTES = 64 << 20
 
 
@@ -84,25 +85,19 @@ class QuantiseReport:
 def conclude(target: TargetReport) -> str:
     """What came of one target, and what to do where nothing is offered."""
     one, final = target.offered, target.final
-    if one is not None and final is not None and one.timing is not None:
-        ratio, interval = one.timing.ratio or 1.0, one.timing.interval or Interval(1.0, 1.0)
-        agreed = (
-            f" and top-1 agreement {_share(final.agreement)} {_between(final.agreement_interval, 3)}"
-            if final.agreement is not None
-            else ""
-        )
-        return (
-            f"{target.target}: {one.title} is {1 / ratio:.2f} x as fast as FP32"
-            f" [{1 / interval.high:.2f}, {1 / interval.low:.2f}] at SQNR {decibels(final.sqnr_db)}"
-            f" {_between(final.sqnr_interval, 1)}{agreed}, on {final.samples} test samples."
-        )
-    if one is not None:
-        return f"{target.target}: {one.title}. {' '.join(target.notes)}"
+    if one is not None and final is not None:
+        speed = "has"
+        if one.timing is not None and one.timing.ratio is not None:
+            interval = one.timing.interval or Interval(one.timing.ratio, one.timing.ratio)
+            range_ = f"[{1 / interval.high:.2f}, {1 / interval.low:.2f}]"
+            speed = f"is {1 / one.timing.ratio:.2f} x as fast as FP32 {range_} at"
+        notes = "" if target.here else " " + " ".join(target.notes)
+        return f"{target.target}: {one.title} {speed} {_accuracy(final)}.{notes}"
     measured = [c.measured for c in target.candidates]
     best = nearest(measured, target.gate)
     if best is not None:
         return (
-            f"{target.target}: nothing passes the gate. The best that is faster than FP32,"
+            f"{target.target}: nothing passes the gate. The best of those that pay,"
             f" {target.candidates[best].title}, is {1 / (measured[best].ratio or 1.0):.2f} x as fast and has"
             f" {target.gate.lacks(measured[best])}."
         )
@@ -112,11 +107,18 @@ def conclude(target: TargetReport) -> str:
         return (
             f"{target.target}: INT8 does not pay. The fastest candidate, {fastest.title}, takes"
             f" {fastest.measured.ratio:.2f} of FP32's time"
-            f" {_between(fastest.timing.interval if fastest.timing else None, 2)}"
+            f" {_between(fastest.timing.interval if fastest.timing else None, 2)}; at most {PAYS} would pay"
             + (f" ({fastest.measured.excluded})." if fastest.measured.excluded else ".")
         )
     reason = next((m.excluded for m in measured if m.excluded), "") or " ".join(target.notes)
     return f"{target.target}: no candidate can be offered. {reason}".strip()
+
+
+def _accuracy(final: Final) -> str:
+    text = f"SQNR {decibels(final.sqnr_db)} {_between(final.sqnr_interval, 1)}"
+    if final.agreement is not None:
+        text += f" and top-1 agreement {_share(final.agreement)} {_between(final.agreement_interval, 3)}"
+    return f"{text} on {final.samples} test samples"
 
 
 def advice(report: QuantiseReport) -> str:
@@ -124,7 +126,9 @@ def advice(report: QuantiseReport) -> str:
     failed = [one for one in report.targets if one.offered is None]
     if not failed:
         return ""
-    near = any(nearest([c.measured for c in one.candidates], one.gate) is not None for one in failed)
+    near = any(
+        not one.here or nearest([c.measured for c in one.candidates], one.gate) is not None for one in failed
+    )
     if near and report.evidence == "weak":
         return "Give --samples: on noise, calibration and accuracy mean little."
     if near:
@@ -155,7 +159,7 @@ def brief(target: TargetReport) -> tuple[list[tuple[str, ...]], int]:
     for k in order:
         one = target.candidates[k].measured
         kind = one.excluded.split(" ")[:4] if one.excluded else []
-        if k == target.chosen or k in target.front or not one.scheme.keep_float:
+        if len(order) <= _FEW or k == target.chosen or k in target.front or not one.scheme.keep_float:
             kept.append(k)
         elif kind and " ".join(kind) not in kinds:
             kinds.add(" ".join(kind))
@@ -191,8 +195,8 @@ def _why(target: TargetReport, k: int) -> str:
         return one.excluded
     if k == target.chosen:
         return ""
-    if one.ratio is not None and not one.faster:
-        return "not faster than FP32"
+    if one.ratio is not None and not one.pays:
+        return "not faster than FP32" if one.ratio >= 1 else f"takes more than {PAYS} of FP32's time"
     if not target.gate.passes(one):
         return target.gate.lacks(one)
     return ""

@@ -3,9 +3,8 @@
     the target's base → its other calibrations → the target's other schemes → the most sensitive layers in
       float: 1, 2, 4, ... → small steps around the fastest that passes, and around the best that nearly does
 
-Invariants: never more candidates than are left, never one twice; what is chosen was measured faster than
-FP32 and passed the gate; a candidate that may saturate on a processor of the target is never offered.
-
+Invariants: never more candidates than are left, never one twice; what is chosen was measured 5 % faster
+than FP32 and passed the gate; a candidate that may saturate on a processor of the target is never offered.
 """
 
 from __future__ import annotations
@@ -20,6 +19,8 @@ from edgeward_models.pareto import Point, front
 from edgeward_models.schemes import CALIBRATIONS, Scheme
 from edgeward_wire.manifest import TargetHints
 
+PAYS = 0.95
+"""What a candidate may take of FP32's time at most: less of a gain is not worth another file."""
 TIE = 1.02
 """Within 2 % of the fastest, the more accurate one is taken: less than a measurement tells apart."""
 PATIENCE = 16
@@ -54,10 +55,11 @@ class Measured:
         return Point(self.sqnr_db, self.ratio)
 
     @property
-    def faster(self) -> bool:
-        """Whether it is faster than FP32, beyond what the measurement leaves open."""
-        high = self.ratio if self.ratio_high is None else self.ratio_high
-        return not self.excluded and self.ratio is not None and self.ratio < 1.0 and (high or 0.0) <= 1.0
+    def pays(self) -> bool:
+        """Whether it is faster than FP32 by what another file is worth, and beyond doubt."""
+        if self.excluded or self.ratio is None:
+            return False
+        return self.ratio <= PAYS and (self.ratio_high is None or self.ratio_high <= 1.0)
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ def identity(scheme: Scheme) -> Scheme:
 
 def choose(measured: Sequence[Measured], gate: Gate) -> int | None:
     """The index of what to take: the fastest that passes, of a tie the most accurate; or None."""
-    fit = [k for k, one in enumerate(measured) if one.faster and gate.passes(one)]
+    fit = [k for k, one in enumerate(measured) if one.pays and gate.passes(one)]
     if not fit:
         return None
     limit = min(_ratio(measured[k]) for k in fit) * TIE
@@ -173,8 +175,8 @@ def choose(measured: Sequence[Measured], gate: Gate) -> int | None:
 
 
 def nearest(measured: Sequence[Measured], gate: Gate) -> int | None:
-    """Where nothing passes: the index of the most accurate candidate that is faster than FP32."""
-    fit = [k for k, one in enumerate(measured) if one.faster]
+    """Where nothing passes: the index of the most accurate candidate that pays."""
+    fit = [k for k, one in enumerate(measured) if one.pays]
     return max(fit, key=lambda k: (-gate.shortfall(measured[k]), _db(measured[k])), default=None)
 
 
@@ -185,7 +187,7 @@ def front_of(measured: Sequence[Measured]) -> list[int]:
 
 
 def root(space: Space, measured: Sequence[Measured]) -> Scheme | None:
-    """The scheme whose layers are worth ranking: None when none of them is faster than FP32."""
+    """The scheme whose layers are worth ranking: None when none of them pays."""
     roots = [one for one in _roots(space, measured) if one.scheme.method == "static"]
     return roots[0].scheme if roots else None
 
@@ -210,26 +212,30 @@ def _calibrations(space: Space, measured: Sequence[Measured]) -> Iterator[Scheme
 
 
 def _fronts(space: Space, measured: Sequence[Measured]) -> Iterator[Scheme]:
-    """1, 2, 4, ... of the most sensitive layers in float, until that costs more than it gives."""
+    """1, 2, 4, ... of the most sensitive layers in float, until that costs more than it gives.
+
+    First the unbroken sets alone, all sizes: these are most often the best; then the others of each size.
+    """
     by_scheme = {identity(one.scheme): one for one in measured}
-    for start in _roots(space, measured):
-        passed = space.gate.passes(start)
-        if passed and start.scheme.method != "static":
-            continue  # right as it is, and float layers would only slow it down
-        count = 1
-        while count <= len(space.layers) // 2:
-            level = [_keeping(space, start.scheme, names) for names in sets(space.layers, count)]
-            yield from level
-            known = [by_scheme[key] for scheme in level if (key := identity(scheme)) in by_scheme]
-            if len(known) == len(level) and _enough(space.gate, known, passed):
-                break
-            passed = passed or any(space.gate.passes(one) for one in known)
-            count *= 2
+    for most in (1, None):
+        for start in _roots(space, measured):
+            passed = space.gate.passes(start)
+            if passed and start.scheme.method != "static":
+                continue  # right as it is, and float layers would only slow it down
+            count = 1
+            while count <= len(space.layers) // 2:
+                level = [_keeping(space, start.scheme, names) for names in sets(space.layers, count)[:most]]
+                yield from level
+                known = [by_scheme[key] for scheme in level if (key := identity(scheme)) in by_scheme]
+                if len(known) == len(level) and _enough(space.gate, known, passed):
+                    break
+                passed = passed or any(space.gate.passes(one) for one in known)
+                count *= 2
 
 
 def _enough(gate: Gate, level: Sequence[Measured], passed: bool) -> bool:
-    """Whether more float layers lead nowhere: none is faster any more, or a smaller set passed as well."""
-    return not any(one.faster for one in level) or (passed and any(gate.passes(one) for one in level))
+    """Whether more float layers lead nowhere: none pays any more, or a smaller set passed as well."""
+    return not any(one.pays for one in level) or (passed and any(gate.passes(one) for one in level))
 
 
 def _steps(space: Space, measured: Sequence[Measured]) -> Iterator[Scheme]:
@@ -289,7 +295,7 @@ def _nearly(space: Space, measured: Sequence[Measured], chosen: Measured | None)
     """Of the front, the most accurate that do not pass and are faster than what was chosen."""
     limit = 1.0 if chosen is None else _ratio(chosen)
     members = [measured[k] for k in front_of(measured)]
-    open_ones = [one for one in members if one.faster and not space.gate.passes(one) and _ratio(one) < limit]
+    open_ones = [one for one in members if one.pays and not space.gate.passes(one) and _ratio(one) < limit]
     return sorted(open_ones, key=space.gate.shortfall)[:2]
 
 
@@ -301,10 +307,10 @@ def _idle(gate: Gate, measured: Sequence[Measured]) -> int:
 
 
 def _roots(space: Space, measured: Sequence[Measured]) -> list[Measured]:
-    """What float layers are added to: without any, faster than FP32, and worth it beside the others; few."""
+    """What float layers are added to: without any, paying, and worth it beside the others; few."""
     kinds: dict[Scheme, list[Measured]] = {}
     for one in measured:
-        if _is_root(space, one) and one.faster:
+        if _is_root(space, one) and one.pays:
             kinds.setdefault(_kernels(one.scheme), []).append(one)
     # Those that run the same kernels are equally fast, whatever a busy machine made of it.
     best = [replace(max(alike, key=_db), ratio=min(map(_ratio, alike))) for alike in kinds.values()]

@@ -77,7 +77,7 @@ def test_what_is_offered_is_faster_and_passed(run: Run) -> None:
     assert target.offered is not None
     assert target.final is not None
     measured = target.offered.measured
-    assert measured.faster
+    assert measured.pays
     assert measured.ratio is not None
     assert measured.ratio < 0.95
     assert "conv0" in measured.scheme.keep_float

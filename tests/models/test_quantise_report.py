@@ -84,7 +84,10 @@ def report(tmp_path: Path) -> QuantiseReport:
             target(candidate(0.5, 0.8), candidate(0.4, 0.6)),
             ["nothing passes", "2.00 x as fast", "0.800, where 0.900 is needed"],
         ),
-        (target(candidate(1.2)), ["INT8 does not pay", "takes 1.20 of FP32's time [1.19, 1.21]"]),
+        (
+            target(candidate(1.2)),
+            ["INT8 does not pay", "at most 0.95 would pay", "takes 1.20 of FP32's time [1.19, 1.21]"],
+        ),
         (target(candidate(None, None, "It does not load: no.")), ["no candidate", "It does not load: no."]),
         (target(), ["no candidate can be offered"]),
     ],
@@ -112,15 +115,17 @@ def test_a_row_says_why_it_is_not_the_one() -> None:
         candidate(0.7, 0.7),
         CHOSEN,
         candidate(1.3),
+        candidate(0.97),
         candidate(None, None, "It does not load: no."),
         chosen=1,
         final=FINAL,
     )
     table = rows(found)
-    assert [row[6] for row in table] == ["chosen", "front", "", ""]
+    assert [row[6] for row in table] == ["chosen", "front", "", "", ""]
     assert [row[7] for row in table] == [
         "",
         "top-1 agreement with FP32 0.700, where 0.900 is needed",
+        "takes more than 0.95 of FP32's time",
         "not faster than FP32",
         "It does not load: no.",
     ]

@@ -16,6 +16,7 @@ from edgeward_models.schemes import TARGETS, Scheme
 from edgeward_models.search import (
     BATCH,
     MAX_CANDIDATES,
+    PAYS,
     TIE,
     Gate,
     Measured,
@@ -97,13 +98,13 @@ def test_the_search_ends_within_its_budget_and_tries_nothing_twice(
 @given(st.lists(outcomes, max_size=20), gates)
 def test_what_is_chosen_is_faster_than_fp32_and_passes(measured: list[Measured], gate: Gate) -> None:
     k = choose(measured, gate)
-    fit = [one for one in measured if one.faster and gate.passes(one)]
+    fit = [one for one in measured if one.pays and gate.passes(one)]
     assert (k is None) == (not fit)
     if k is not None:
         chosen = measured[k]
         assert not chosen.excluded
         assert chosen.ratio is not None
-        assert chosen.ratio < 1.0
+        assert chosen.ratio <= PAYS
         assert gate.passes(chosen)
         assert chosen.ratio <= min(one.ratio or math.inf for one in fit) * TIE
 
@@ -120,9 +121,9 @@ def test_the_front_has_no_dominated_member_and_loses_no_other(measured: list[Mea
 @given(st.lists(outcomes, max_size=20), gates)
 def test_the_nearest_is_faster_than_fp32_too(measured: list[Measured], gate: Gate) -> None:
     k = nearest(measured, gate)
-    assert (k is None) == (not any(one.faster for one in measured))
+    assert (k is None) == (not any(one.pays for one in measured))
     if k is not None:
-        assert measured[k].faster
+        assert measured[k].pays
 
 
 # --- where it goes
@@ -178,7 +179,18 @@ def test_the_base_comes_first_then_calibrations_then_layers() -> None:
     assert next_candidates(space, measured, 10) == ()
     assert root(space, measured) == Scheme("static")
     third = next_candidates(replace(space, layers=NETWORK), measured, 10)
-    assert len(third[0].keep_float) == 1
+    assert third[0].keep_float == ("n0", "n1")  # the most sensitive, and the gap before it
+
+
+def test_the_front_of_a_network_is_among_the_first_sets_tried() -> None:
+    space = Space((Scheme("static"),), GATE, NETWORK)
+    measured = [
+        additive(NETWORK)(Scheme("static", calibration=method))
+        for method in ("minmax", "percentile", "entropy")
+    ]
+    first = next_candidates(space, measured, 10)
+    assert [len(scheme.keep_float) for scheme in first] == sorted(len(scheme.keep_float) for scheme in first)
+    assert tuple(f"n{k}" for k in range(6)) in [scheme.keep_float for scheme in first]
 
 
 def test_a_blurred_latency_does_not_hide_the_better_calibration() -> None:
@@ -218,9 +230,11 @@ def test_a_tie_goes_to_the_more_accurate() -> None:
     assert choose([a, b, c], GATE) == 1
 
 
-def test_faster_must_be_beyond_doubt() -> None:
-    unsure = Measured(Scheme("static"), 50.0, ratio=0.99, ratio_high=1.01)
-    assert not unsure.faster
+def test_faster_must_be_worth_it_and_beyond_doubt() -> None:
+    assert not Measured(Scheme("static"), 50.0, ratio=0.96, ratio_high=0.97).pays
+    assert Measured(Scheme("static"), 50.0, ratio=0.95, ratio_high=1.0).pays
+    unsure = Measured(Scheme("static"), 50.0, ratio=0.94, ratio_high=1.01)
+    assert not unsure.pays
     assert choose([unsure], GATE) is None
 
 
