@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 CPU = "CPUExecutionProvider"
+ARENA = "edgeward.cpu_arena"
+"""A plan's session entry that ONNX Runtime has as an option: "0" takes memory anew in each run."""
 _CUDA = "CUDAExecutionProvider"
 _TENSORRT = "TensorrtExecutionProvider"
 _SILENT = 4
@@ -237,7 +239,10 @@ def _open(path: Path, plan: Plan, *, placement: bool, profile: str = "", saved: 
     if saved:
         options.optimized_model_filepath = saved
     for key, value in plan.session.items():
-        options.add_session_config_entry(key, value)
+        if key == ARENA:
+            options.enable_cpu_mem_arena = value != "0"
+        else:
+            options.add_session_config_entry(key, value)
     providers: list[Any] = [(plan.provider, dict(plan.options))]
     if plan.provider == _TENSORRT and _CUDA in ort.get_available_providers():
         device = plan.options.get("device_id", "0")
