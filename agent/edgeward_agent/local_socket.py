@@ -380,12 +380,16 @@ def about(run: Path, pipeline: str) -> dict[str, Any]:
 
 
 def frame(run: Path, pipeline: str, source: str, max_side: int = 1280) -> tuple[dict[str, Any], bytes]:
-    """The newest frame of a source: what is known of it, and the JPEG. Raises Unavailable, Rejected."""
+    """The newest frame of a source: what is known of it, and the JPEG (empty for sound).
+
+    Raises:
+        Unavailable, Rejected: as it says.
+    """
     want = {"want": "frame", "source": source, "max_side": max_side}
     with connect(run, pipeline, want) as link, link.makefile("rb") as stream:
         header = _answer(stream)
         length = header.get("length")
-        if not isinstance(length, int) or not 0 < length <= MAX_JPEG:
+        if not isinstance(length, int) or not 0 <= length <= MAX_JPEG:
             raise Rejected("The runner's answer is not understood.")
         picture = _read(stream, length)
         if len(picture) != length:

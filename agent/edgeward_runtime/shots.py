@@ -27,13 +27,15 @@ R = TypeVar("R")
 class Shot(Generic[R]):
     """A frame, and what was seen in it. `at` is monotonic."""
 
-    image: U8
-    """(height, width, 3), BGR, nobody else's."""
+    image: U8 | None
+    """(height, width, 3), BGR, nobody else's; None for sound."""
     result: R
     at: float
 
     def jpeg(self, max_side: int, quality: int = 80) -> tuple[bytes, int, int]:
-        """Encoded, at most `max_side` pixels wide and high: (bytes, width, height)."""
+        """Encoded, at most `max_side` pixels wide and high: (bytes, width, height); nothing for sound."""
+        if self.image is None:
+            return b"", 0, 0
         height, width = self.image.shape[:2]
         scale = min(1.0, max_side / max(height, width))
         image = self.image
@@ -49,7 +51,6 @@ class Shots(Generic[R]):
     def __init__(self, names: Sequence[str]) -> None:
         self._at = {name: index for index, name in enumerate(names)}
         self._wanted = [False] * len(names)
-        self._sound = [False] * len(names)
         self._kept: list[Shot[R] | None] = [None] * len(names)
         self._came = threading.Condition()
 
@@ -59,19 +60,17 @@ class Shots(Generic[R]):
 
     def give(self, frame: Frame, result: R) -> None:
         """Copy a frame that is wanted. For the inference thread."""
-        sound = frame.rate is not None
-        shot = None if sound else Shot(frame.data.copy(), result, time.monotonic())
+        image = frame.data.copy() if frame.rate is None else None
         with self._came:
             self._wanted[frame.source] = False
-            self._sound[frame.source] = sound
-            self._kept[frame.source] = shot
+            self._kept[frame.source] = Shot(image, result, time.monotonic())
             self._came.notify_all()
 
     def ask(self, name: str, wait_s: float) -> Shot[R]:
         """The next frame of a source, or after `wait_s` the last that was copied. For any thread.
 
         Raises:
-            Rejected: there is no such source, or it is sound.
+            Rejected: there is no such source.
             Unavailable: no frame came.
         """
         source = self._at.get(name)
@@ -82,8 +81,6 @@ class Shots(Generic[R]):
             self._wanted[source] = True
             self._came.wait_for(lambda: not self._wanted[source] or self._kept[source] is not before, wait_s)
             shot = self._kept[source]
-        if self._sound[source]:
-            raise Rejected(f"{name} is sound: there is nothing to see.")
         if shot is None:
             raise Unavailable(f"No frame of {name} came within {wait_s:g} s.", "Is the source up?")
         return shot

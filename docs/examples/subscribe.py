@@ -1,4 +1,4 @@
-"""What every device sees. `agent-ctl mqtt cert NAME --out DIR`, then subscribe.py HOST PORT _viewer-NAME DIR."""
+"""What devices see. `agent-ctl mqtt cert NAME --out DIR`, then subscribe.py HOST PORT _viewer-NAME DIR."""
 
 import sys
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import socket
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from agent.test_runner import Child, configure, serve
@@ -18,6 +23,8 @@ from edgeward_agent import local_socket
 from edgeward_agent.local_socket import MAX_CONNECTIONS, MAX_WAITING, LocalSocket, Request, _Reader
 from edgeward_agent.messages import Configure, Heartbeat, ResultSeen, ServingNow
 from edgeward_runtime import images
+from edgeward_runtime.shots import Shot, Shots
+from edgeward_runtime.slots import Frame
 from edgeward_wire.errors import Rejected, Unavailable
 from edgeward_wire.result import ResultMessage
 from runtime.builders import picture_directory
@@ -200,7 +207,7 @@ def test_every_answer_reaches_a_local_reader(
     heard = (line for line in local_socket.results(run, "main") if line)
     seen = [ResultMessage.model_validate_json(line) for line, _ in zip(heard, range(20), strict=False)]
     assert {one.top[0].label for one in seen} == {"red", "green", "blue"}
-    assert {one.why for one in seen} == {"every"}
+    assert seen[-1].why == "every"  # nobody but this reader wants it
     assert len(runner.all(ResultSeen)) <= 1  # the daemon is told at its own pace
 
 
@@ -240,6 +247,57 @@ def test_before_a_model_there_is_no_frame(runner: Child, tmp_path: Path) -> None
     assert local_socket.about(run, "main")["state"] == "preparing"
     with pytest.raises(Unavailable, match="No model serves yet"):
         local_socket.frame(run, "main", "cam")
+
+
+def test_results_on_the_command_line(runner: Child, bundle: Bundle, tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).parent / "edgeward-agent"), "results", "--state", str(tmp_path)]
+
+    def results(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*command, *more], check=False, capture_output=True, text=True, timeout=60)
+
+    done = results()
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: Nothing serves pipeline main here.\nnext: ")
+    runner.send(watched(tmp_path / "run", picture_directory(tmp_path / "p", ["blue"])))
+    runner.send(serve(bundle))
+    runner.until(ServingNow)
+    done = results()
+    assert done.returncode == 0
+    assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d\d  cam +[\d.]+ ms  blue \d\.\d\d\n", done.stdout)
+    done = results("--source", "door")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: Pipeline main has no source 'door'.\nnext: It has cam.\n",
+    )
+    sink = subprocess.Popen([*command, "--follow", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert sink.stdout is not None
+    lines = [ResultMessage.model_validate_json(sink.stdout.readline()) for _ in range(3)]
+    assert [one.top[0].label for one in lines] == ["blue"] * 3
+    runner.hang_up()
+    assert sink.stderr is not None
+    assert b"waiting for the next" in sink.stderr.readline()  # it outlives a runner
+    sink.send_signal(signal.SIGINT)
+    sink.communicate(timeout=30)
+    assert sink.returncode == 130
+
+
+def test_of_sound_there_is_a_result_and_no_picture() -> None:
+    shots: Shots[str] = Shots(["mic"])
+    asked: list[Shot[str]] = []
+    asker = threading.Thread(target=lambda: asked.append(shots.ask("mic", 20)))
+    asker.start()
+    while not shots.wanted(0):
+        threading.Event().wait(0.001)
+    sound = np.zeros(160, np.float32)
+    shots.give(Frame(0, sound, captured_at=0, capture_ms=0, decode_ms=0, rate=16_000), "speech")
+    asker.join(20)
+    assert asked[0].result == "speech"
+    assert asked[0].jpeg(100) == (b"", 0, 0)
+    assert shots.ask("mic", 0) is asked[0]  # nothing newer came
+    with pytest.raises(Rejected, match="no source 'cam'"):
+        shots.ask("cam", 0)
+    with pytest.raises(Unavailable, match="No frame of cam came"):
+        Shots[str](["cam"]).ask("cam", 0)
 
 
 def test_a_client_is_refused_what_it_cannot_have(tmp_path: Path) -> None:
