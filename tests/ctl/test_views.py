@@ -14,6 +14,7 @@ from edgeward_wire.manifest import ModelRef
 from edgeward_wire.reported import PipelineReport, Reported, Serving, SourceReport, Update
 from edgeward_wire.result import ResultMessage, Seen
 from edgeward_wire.verdict import Plan, PlanOutcome, Verdict
+from edgeward_wire.vitals import Vitals
 
 MODEL = ModelRef(path="models/lite0/3.json", sha256="0" * 64)
 PLAN = Plan(
@@ -74,6 +75,17 @@ UP = {"cam": SourceReport(up=True)}
 
 def update(**fields: Any) -> Update:
     return Update(**{"rollout": "r", "model": MODEL, "attempt": 1, "state": "idle", **fields})
+
+
+def test_a_device_that_is_slowed_down_says_so() -> None:
+    one = device(PipelineReport(serving=SERVING, sources=UP))
+    assert one.reported is not None
+    hot = Vitals(throttled=True, temperatures_c={"cpu": 88.4})
+    slowed = one.model_copy(update={"reported": one.reported.model_copy(update={"vitals": hot})})
+    assert [row.state for row in views.overview([slowed], [])] == ["serving; throttled at 88 °C"]
+    away = slowed.model_copy(update={"online": False})
+    assert "throttled" not in views.overview([away], [])[0].state, "nobody knows how it is now"
+    assert [row.state for row in views.overview([one], [])] == ["serving"]
 
 
 def test_a_serving_device_has_its_figures() -> None:
