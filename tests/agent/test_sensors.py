@@ -10,8 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.models import manifest, row
+from edgeward_agent.config import load_config
 from edgeward_agent.cooling import Cooling
+from edgeward_agent.qualifying import qualify_order
 from edgeward_agent.sensors import CALM_S, Sensors, Throttling, power_mode, temperature_c
+from edgeward_agent.sysinfo import this_machine
+from edgeward_wire.errors import Rejected
 from edgeward_wire.vitals import Vitals
 
 TREES = Path(__file__).parent
@@ -258,3 +263,16 @@ def test_what_was_throttled_while_it_was_measured_is_known(orin: Path) -> None:
     assert cool.wait() == 0
     put(orin, "sys/class/thermal/cooling_device1/cur_state", 1)
     assert cool.disturbed()
+
+
+def test_agent_toml_says_how_hot_is_too_hot(tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text("[qualify]\nmax_temp_c = 75\ncool_s = 120\n")
+    config, contents = load_config(path), manifest()
+    order = qualify_order(
+        row(contents).model, contents, config=config, hardware=this_machine(), state=tmp_path, budget_s=60
+    )
+    assert (order.max_temp_c, order.cool_s, order.root) == (75, 60, "/"), "not longer than there is time"
+    path.write_text("[qualify]\nmax_temp_c = 750\n")
+    with pytest.raises(Rejected, match="max_temp_c"):
+        load_config(path)
