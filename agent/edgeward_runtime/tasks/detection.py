@@ -32,6 +32,8 @@ MAX_CANDIDATES = 30_000
 """Boxes that go into the suppression, the best ones; an output of 640 x 640 has 8400 or 25 200 anchors."""
 MAX_OUTPUT = 1 << 26
 _MAX_CLASSES = 1 << 16
+_BLOCK = 64
+"""Boxes that are held against one another at once."""
 _FAR = 1e6  # pixels; no corner of a real box is further out
 
 F32 = npt.NDArray[np.float32]
@@ -142,6 +144,11 @@ def _decode(rows: F32, kind: Kind, settings: Settings) -> Boxes:
         classes = np.where(np.isfinite(rows[:, 5]), rows[:, 5], -1)
         kept = np.flatnonzero((rows[:, 4] >= settings.score) & (classes >= 0) & (classes < _MAX_CLASSES))
         return _ordered(rows[kept, :4], rows[kept, 4], np.rint(classes[kept]).astype(np.int64))
+    if kind == "yolov8" and not settings.several_classes:
+        # Along the rows as they lie in memory: a third of the time of a search in each column.
+        top = rows[4:].max(axis=0) if len(rows) > 4 else np.zeros(0, np.float32)
+        kept = np.flatnonzero(top >= settings.score)
+        return _ordered(_corners(rows[:4, kept].T), top[kept], rows[4:, kept].argmax(axis=0))
     if kind == "yolov8":
         centred, scores = rows[:4].T, rows[4:].T
     else:
@@ -179,11 +186,29 @@ def suppress(boxes: Boxes, iou: float, most: int) -> I64:
     left = np.arange(len(boxes.scores))
     areas = _areas(boxes.corners)
     while left.size and len(kept) < most:
-        first, left = left[0], left[1:]
-        kept.append(int(first))
-        overlap = _overlaps(boxes.corners[first], boxes.corners[left], areas[first], areas[left])
-        left = left[(boxes.classes[left] != boxes.classes[first]) | (overlap <= iou)]
+        block, left = left[:_BLOCK], left[_BLOCK:]
+        chosen = block[_greedy(_clashes(boxes, areas, block, block, iou))][: most - len(kept)]
+        kept += chosen.tolist()
+        if left.size:
+            left = left[~_clashes(boxes, areas, chosen, left, iou).any(axis=0)]
     return np.asarray(kept, np.int64)
+
+
+def _greedy(clashes: npt.NDArray[np.bool_]) -> list[int]:
+    """Of n boxes, best first, those that clash with none that was chosen before: (n, n) -> places."""
+    free, chosen, apart = np.ones(len(clashes), np.bool_), [], ~clashes
+    for k in range(len(clashes)):
+        if free[k]:
+            chosen.append(k)
+            free &= apart[k]
+    return chosen
+
+
+def _clashes(boxes: Boxes, areas: F32, ones: I64, others: I64, iou: float) -> npt.NDArray[np.bool_]:
+    """Which of `ones` are of one class with which of `others` and overlap by more: (n, m)."""
+    corners = boxes.corners[ones][:, None]
+    common = _overlaps(corners, boxes.corners[others], areas[ones][:, None], areas[others])
+    return np.asarray((boxes.classes[ones][:, None] == boxes.classes[others]) & (common > iou))
 
 
 def overlaps(one: Boxes, other: Boxes) -> F32:
@@ -201,10 +226,11 @@ def _areas(corners: F32) -> F32:
     return np.asarray(sides[:, 0] * sides[:, 1], np.float32)
 
 
-def _overlaps(one: F32, others: F32, area: np.float32, areas: F32) -> F32:
-    low = np.maximum(one[:2], others[:, :2])
-    sides = np.maximum(np.minimum(one[2:], others[:, 2:]) - low, 0)
-    common = sides[:, 0] * sides[:, 1]
+def _overlaps(one: F32, others: F32, area: npt.NDArray[Any] | np.float32, areas: F32) -> F32:
+    """IoU of corners (..., 4), as they broadcast: one with (m, 4), or (n, 1, 4) with (m, 4)."""
+    width = np.minimum(one[..., 2], others[..., 2]) - np.maximum(one[..., 0], others[..., 0])
+    height = np.minimum(one[..., 3], others[..., 3]) - np.maximum(one[..., 1], others[..., 1])
+    common = np.maximum(width, 0) * np.maximum(height, 0)
     union = area + areas - common
     return np.asarray(np.where(union > 0, common / np.where(union > 0, union, 1), 0), np.float32)
 
