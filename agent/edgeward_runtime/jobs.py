@@ -21,7 +21,8 @@ MAX_WAITING = 16
 PER_LIVE = 8
 """Live frames, at most, between two steps of served work that waits."""
 _WEIGHT = 0.2
-_MARGIN = 1.1
+_DOUBT = 4.0
+"""So many mean deviations more than usual may a served run take; TCP waits for an answer as long."""
 _GONE = 3.0
 """A source that is late by so many of its intervals is not waited for."""
 
@@ -41,7 +42,7 @@ class Schedule:
         self._last: list[float | None] = [None] * sources
         self._interval = [0.0] * sources
         self._jitter = [0.0] * sources
-        self._run_s = 0.0
+        self._run_s = self._run_off_s = 0.0
         self._live = 0
 
     def arrived(self, source: int, now: float) -> None:
@@ -64,7 +65,11 @@ class Schedule:
 
     def served_ran(self, took_s: float) -> None:
         """One step of served work is over."""
-        self._run_s += (_WEIGHT if self._run_s else 1.0) * (took_s - self._run_s)
+        if self._run_s:
+            self._run_off_s += _WEIGHT * (abs(took_s - self._run_s) - self._run_off_s)
+            self._run_s += _WEIGHT * (took_s - self._run_s)
+        else:
+            self._run_s = took_s
         self._live = 0
 
     @property
@@ -76,11 +81,11 @@ class Schedule:
         """With no live frame waiting: for how long none is to be started; 0 means now."""
         if self.overdue:
             return 0.0
-        longest = 0.0
+        longest, run_s = 0.0, self._run_s + _DOUBT * self._run_off_s
         for last, interval, jitter in zip(self._last, self._interval, self._jitter, strict=True):
             if last is None or not interval or now > last + _GONE * interval:
                 continue
-            if now + _MARGIN * self._run_s > last + interval - 2 * jitter:
+            if now + run_s > last + interval - 2 * jitter:
                 longest = max(longest, last + _GONE * interval - now)
         return longest
 

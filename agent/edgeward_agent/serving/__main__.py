@@ -17,7 +17,7 @@ from pathlib import Path
 from edgeward_agent.messages import MAX_LINE, encode
 from edgeward_agent.serving.wire import Listening, Refused, Start
 
-_SWITCH_S = 0.001
+_SWITCH_S = 0.0005
 
 
 def main() -> int:

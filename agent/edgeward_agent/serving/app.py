@@ -47,7 +47,9 @@ class Health:
                 self._done.clear()
                 threading.Thread(target=self._run, name="health", daemon=True).start()
             first = self._at is None
-        self._done.wait(_FIRST_S if first else HEALTH_WAIT_S)
+            recent = self._at is not None and now - self._at < 2 * HEALTH_S
+        if not recent:
+            self._done.wait(_FIRST_S if first else HEALTH_WAIT_S)
         with self._lock:
             age = time.monotonic() - self._at if self._at is not None else None
             state = dict(self._state)
