@@ -134,7 +134,8 @@ class Pixels:
             raise Rejected(
                 f"Output {self._port.name} has the shape {raw.shape}, not (1, classes, height, width)."
             )
-        return np.asarray(raw[0].argmax(axis=0) if raw.shape[1] > 1 else raw[0, 0] > 0)
+        least = 0.0 if self._port.activation == "sigmoid" else 0.5  # as the device reads one channel
+        return np.asarray(raw[0].argmax(axis=0) if raw.shape[1] > 1 else raw[0, 0] >= least)
 
     def agree(self, reference: Array, mine: Array) -> float:
         """The share of pixels."""
