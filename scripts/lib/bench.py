@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from bench_plans import bench_plans
 from bench_quantise import quantise
+from bench_serve import serve
 from camera import make_video
 from rows import Row, at_most
 from stack import Stack
@@ -151,6 +153,8 @@ BENCHES: dict[str, Callable[[float], Iterator[Row]]] = {
     "footprint": footprint,
     "deploy": deploy,
     "quantise": quantise,
+    "plans": bench_plans,
+    "serve": serve,
 }
 
 
