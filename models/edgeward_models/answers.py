@@ -92,7 +92,8 @@ class Detections:
                 f"A detector has one output of three dimensions; this model has {len(found)}.",
                 "Export it with its boxes decoded, as one tensor.",
             )
-        self._port, self._classes, self._kind, self._how = found[0], classes, kind, how
+        self._port, self._classes, self._how = found[0], classes, how
+        self._kind: Kind | None = kind or found[0].boxes
         self._image = contract.source.image
 
     def read(self, outputs: Outputs, sample: Sample) -> Boxes:

@@ -248,8 +248,8 @@ def _lite0(sides: Sequence[Side]) -> Iterator[Row]:
 
 
 def _accuracy(label: str, report: Mapping[str, Any]) -> Iterator[Row]:
-    agreement, sqnr = report["agreement"], report["sqnr"]
-    note = f"[{agreement['low']:.3f}, {agreement['high']:.3f}] on {report['samples']} crops"
+    agreement, sqnr = (report["figures"][name]["model"] for name in ("agreement", "sqnr"))
+    note = f"[{agreement['low']:.3f}, {agreement['high']:.3f}] on {agreement['samples']} crops"
     yield at_least(NAME, f"{label}_agreement", agreement["value"], "of 1", goal=0.90, note=note)
     note = f"[{sqnr['low']:.1f}, {sqnr['high']:.1f}] dB"
     yield at_least(NAME, f"{label}_sqnr", sqnr["value"], "dB", goal=17, note=note)

@@ -207,8 +207,8 @@ def test_every_answer_reaches_a_local_reader(
     heard = (line for line in local_socket.results(run, "main") if line)
     seen = [ResultMessage.model_validate_json(line) for line, _ in zip(heard, range(20), strict=False)]
     assert {one.top[0].label for one in seen} == {"red", "green", "blue"}
-    assert seen[-1].why == "every"  # nobody but this reader wants it
-    assert len(runner.all(ResultSeen)) <= 1  # the daemon is told at its own pace
+    assert any(one.why == "every" for one in seen), "some that nobody but this reader wants"
+    assert len(runner.all(ResultSeen)) < len(seen), "the daemon is told at its own pace"
 
 
 def test_a_frame_with_what_was_seen_in_it(
