@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, settings
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # for tests that load ONNX Runtime by themselves (docs/adr/0001)
 
-# A shell without job control starts background jobs with Ctrl-C ignored, and children inherit that: what we test is what
-# a child does with Ctrl-C, wherever pytest was started.
+# A shell without job control starts background jobs with Ctrl-C ignored, and children inherit that: what we
+# test is what a child does with Ctrl-C, wherever pytest was started.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
