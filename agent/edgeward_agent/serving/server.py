@@ -27,6 +27,8 @@ log = logging.getLogger("edgeward.serving")
 MAX_CONNECTIONS = 64
 HEADER_S = 10.0
 IDLE_S = 30.0
+LINGER_S, LINGER_BYTES = 2.0, 16 << 20
+"""How long, and how much, a refused sender may go on before it is cut off."""
 LEAST_RATE = 256 << 10
 """Bytes a second of a body."""
 _BODIES = 4
@@ -196,8 +198,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._admit()
             self.server.take(taken)
         except Fault as fault:
-            self.close_connection = True  # its body is not read
+            self.close_connection = True
             self._reply(refusal(fault), began)
+            self._let_finish()
             return
         try:
             body = self._body(taken)
@@ -252,6 +255,15 @@ class _Handler(BaseHTTPRequestHandler):
                 raise Fault(400, f"The body ended after {len(body)} of {length} bytes, or came too slowly.")
             body += part
         return bytes(body)
+
+    def _let_finish(self) -> None:
+        """Throw away what is still coming, within bounds: who is cut off while it sends never reads why."""
+        self.server.expect(self.connection, LINGER_S)
+        left = LINGER_BYTES
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            while left > 0 and (part := self.rfile.read1(min(_PART, left))):
+                left -= len(part)
 
     def _reply(self, reply: Reply, began: float) -> None:
         self.send_response(reply.status)
