@@ -16,6 +16,7 @@ from pathlib import Path
 
 from bench_plans import bench_plans
 from bench_quantise import quantise
+from bench_runtime import BENCHES as OF_THE_RUNTIME
 from bench_serve import serve
 from camera import make_video
 from rows import Row, at_most
@@ -155,6 +156,7 @@ BENCHES: dict[str, Callable[[float], Iterator[Row]]] = {
     "quantise": quantise,
     "plans": bench_plans,
     "serve": serve,
+    **OF_THE_RUNTIME,
 }
 
 
