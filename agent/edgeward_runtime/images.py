@@ -124,8 +124,18 @@ def encode_png(picture: U8) -> bytes:
 
 def resize(picture: U8, width: int, height: int, how: Interpolation, out: U8) -> U8:
     """Resize into `out`, which may be a view with gaps between its rows."""
-    cv2.resize(picture, (width, height), dst=out, interpolation=_INTERPOLATIONS[how])
+    if how == "linear" and (ratio := _whole_odd_ratio(picture, width, height)):
+        # Linear reads exactly the pixel in the middle here, and takes more than twice as long to do so.
+        half, part = ratio // 2, 1 / ratio
+        cv2.resize(picture[half:, half:], None, dst=out, fx=part, fy=part, interpolation=cv2.INTER_NEAREST)
+    else:
+        cv2.resize(picture, (width, height), dst=out, interpolation=_INTERPOLATIONS[how])
     return out
+
+
+def _whole_odd_ratio(picture: U8, width: int, height: int) -> int | None:
+    """How many times smaller, if it is 3 (1080p for a model of 640), 5 or 7 in both directions."""
+    return next((k for k in (3, 5, 7) if picture.shape[:2] == (k * height, k * width)), None)
 
 
 def rotate(picture: U8, degrees: int, out: U8 | None) -> U8:

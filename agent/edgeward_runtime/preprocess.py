@@ -49,6 +49,10 @@ def geometry(spec: ImageSpec, width: int, height: int) -> Geometry:
     return Geometry(spec.width, spec.height)
 
 
+def _window(top: int, left: int, height: int, width: int) -> tuple[slice, slice]:
+    return slice(top, top + height), slice(left, left + width)
+
+
 class Preprocess:
     """One input's preparation. Not for several threads: it owns its buffers."""
 
@@ -65,32 +69,22 @@ class Preprocess:
         self._tensor: Tensor = self._float
         if port.dtype != "float32":
             self._tensor = np.empty(shape, _DTYPES[port.dtype])
-        self._planes: list[U8] = [np.empty(size, np.uint8) for _ in range(planes)]
-        self._colour: U8 = np.empty((*size, planes), np.uint8)
         self._scale = [np.float32(s) for s in spec.scale]
         self._bias = [np.float32(b) for b in spec.bias]
         steps = np.arange(256, dtype=np.float32)
         columns = [steps * s + b for s, b in zip(self._scale, self._bias, strict=True)]
         self._table: F32 = np.ascontiguousarray(np.stack(columns, axis=-1)[None])
         self._frame_shape: tuple[int, ...] = ()
-        self._resized: U8 = self._colour
-        self._target: U8 = self._colour
 
     def __call__(self, frame: U8) -> Tensor:
         """(height, width, 3) uint8 BGR -> the tensor, valid until the next call."""
         if frame.shape != self._frame_shape:
             self._fit(frame.shape)
-        spec = self.spec
-        if self._resized.shape == frame.shape:
-            np.copyto(self._resized, frame)
-        else:
+        picture = frame
+        if self._resized.shape != frame.shape:
             height, width = self._resized.shape[:2]
-            images.resize(frame, width, height, spec.interpolation, self._resized)
-        if spec.layout == "nchw" or spec.colour == "gray":
-            self._fill_planes(self._target)
-        else:
-            picture = images.to_rgb(self._target, self._colour) if spec.colour == "rgb" else self._target
-            images.look_up(picture, self._table, self._float[0])
+            picture = images.resize(frame, width, height, self.spec.interpolation, self._resized)
+        self._fill(picture[self._cut])
         if self._tensor is not self._float:
             # uint8 takes the nearest whole number; float16 rounds by itself.
             source = np.rint(self._float, out=self._float) if self._tensor.dtype == np.uint8 else self._float
@@ -98,37 +92,47 @@ class Preprocess:
         return self._tensor
 
     def _fit(self, shape: tuple[int, ...]) -> None:
-        """Lay out the buffers for frames of this shape."""
+        """Lay out the buffers for frames of this shape; what is padding is written here, once."""
         if len(shape) != 3 or shape[2] != 3 or not min(shape):
             raise Rejected(f"A frame has the shape {shape}, not (height, width, 3).")
         spec = self.spec
         place = geometry(spec, shape[1], shape[0])
         if place.width * place.height > MAX_RESIZED_PIXELS:
             raise Rejected(f"A frame of {shape[1]} x {shape[0]} is too narrow to be resized for this model.")
+        self._resized: U8 = np.empty((place.height, place.width, 3), np.uint8)
+        whole = (slice(None), slice(None))
         if spec.resize == "letterbox":
-            self._target = np.full((spec.height, spec.width, 3), spec.pad, np.uint8)
-            self._resized = self._target[
-                place.top : place.top + place.height, place.left : place.left + place.width
-            ]
+            self._cut, window = whole, _window(place.top, place.left, place.height, place.width)
         else:
-            self._resized = np.empty((place.height, place.width, 3), np.uint8)
-            self._target = self._resized[
-                place.top : place.top + spec.height, place.left : place.left + spec.width
-            ]
+            self._cut, window = _window(place.top, place.left, spec.height, spec.width), whole
+        pixels = self._float[0] if spec.layout == "nhwc" else self._float[0].transpose(1, 2, 0)
+        pixels[...] = self._table[0, spec.pad]
+        self._pixels: F32 = pixels[window]
+        size = self._pixels.shape[:2]
+        self._planes: list[U8] = [np.empty(size, np.uint8) for _ in range(spec.channels)]
+        self._colour: U8 = np.empty((*size, 3), np.uint8)
         self._frame_shape = shape
 
-    def _fill_planes(self, picture: U8) -> None:
-        """(height, width, 3) -> planes of floats; the order of the colours is the order of the planes."""
-        if self.spec.colour == "gray":
+    def _fill(self, picture: U8) -> None:
+        """Colour and scale of a picture that has its final size, into its place in the tensor."""
+        colour = self.spec.colour
+        if self.spec.layout == "nhwc" and colour != "gray":
+            picture = images.to_rgb(picture, self._colour) if colour == "rgb" else picture
+            images.look_up(picture, self._table, self._pixels)
+            return
+        if colour == "gray":
             images.to_gray(picture, self._planes[0])
-            planes = self._planes
         else:
             images.split(picture, self._planes)
-            planes = self._planes[::-1] if self.spec.colour == "rgb" else self._planes
-        filled = self._float.reshape(len(planes), self.spec.height, self.spec.width)
-        for plane, scale, bias, out in zip(planes, self._scale, self._bias, filled, strict=True):
-            np.multiply(plane, scale, out=out, dtype=np.float32)
-            np.add(out, bias, out=out)
+        # The order of the colours is the order of the planes. To floats first: a multiplication that
+        # converts on the way takes twice as long.
+        planes = self._planes[::-1] if colour == "rgb" else self._planes
+        for k, plane in enumerate(planes):
+            out = self._pixels[..., k]
+            np.copyto(out, plane)
+            np.multiply(out, self._scale[k], out=out)
+            if self._bias[k]:
+                np.add(out, self._bias[k], out=out)
 
 
 def image_input(contract: Contract) -> InputPort:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgeward_runtime import images
 from edgeward_runtime.preprocess import Preprocess, geometry
 from edgeward_wire.contract import ImageSpec, InputPort
 from edgeward_wire.errors import Rejected
@@ -79,7 +80,7 @@ SPECS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("size", [(640, 480), (333, 517), (1280, 720), (64, 64)], ids=str)
+@pytest.mark.parametrize("size", [(640, 480), (333, 517), (1280, 720), (64, 64), (960, 480)], ids=str)
 @pytest.mark.parametrize("spec", SPECS, ids=lambda s: "-".join(str(v) for v in s.values())[:60])
 def test_it_agrees_with_a_plain_float_computation(spec: dict, size: tuple[int, int]) -> None:
     contract = port(**spec)
@@ -93,6 +94,14 @@ def test_it_agrees_with_a_plain_float_computation(spec: dict, size: tuple[int, i
     steps = np.abs(mine - expected) / np.abs(np.asarray(contract.image.scale)).reshape(channels)
     assert steps.mean() <= 0.5
     assert steps.max() <= 4
+
+
+@pytest.mark.parametrize("ratio", [3, 5, 7])
+@given(width=st.integers(1, 96), height=st.integers(1, 96))
+def test_a_whole_odd_ratio_is_linear_to_the_bit(ratio: int, width: int, height: int) -> None:
+    frame = np.random.default_rng(width).integers(0, 256, (ratio * height, ratio * width, 3), np.uint8)
+    mine = images.resize(frame, width, height, "linear", np.empty((height, width, 3), np.uint8))
+    np.testing.assert_array_equal(mine, cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR))
 
 
 def test_frames_of_changing_size_do_not_disturb_each_other() -> None:
