@@ -20,7 +20,8 @@ from edgeward_wire.identifiers import model_path as path_of
 MAX_BLOB_BYTES = 8 << 30
 MAX_MANIFEST_BYTES = 256 << 10
 FEATURES = frozenset(
-    {"classification", "detection", "segmentation", "audio-classification", "vad", "tensor", "audio", "state"}
+    {"classification", "detection", "segmentation", "audio-classification", "vad", "tensor"}  # tasks
+    | {"audio", "state", "tensors"}  # see `features`
 )
 """What this release of the agent can run; a manifest that requires more stays pending."""
 
