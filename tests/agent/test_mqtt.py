@@ -367,7 +367,7 @@ def test_a_command_arrives_as_it_is_and_its_answer_carries_the_correlation(
     answer = CommandResponse(n=12, boot_id=BOOT, state="refused", reason="Not now.")
     assert not one.link.respond(answer), "nobody is there to hear it"
     one.link.start()
-    eventually(lambda: one.link.connected)
+    eventually(lambda: cloud.of("birth"))  # published after it had subscribed
     cloud._client.publish(topics.command(DEVICE, 12), b"whatever", qos=1)
     assert one.commands.get(timeout=20) == (12, b"whatever")
     assert one.link.respond(answer)
