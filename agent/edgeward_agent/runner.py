@@ -63,6 +63,7 @@ def recipe_of(order: Serve) -> Recipe:
     """What the engine of an order is made of. Raises Rejected, Unavailable."""
     from edgeward_runtime.engine import Recipe
     from edgeward_runtime.labels import read_labels
+    from edgeward_runtime.parity import gate
 
     manifest, blobs = order.manifest, Path(order.blobs)
     variant = manifest.variants.get(order.plan.variant)
@@ -75,6 +76,8 @@ def recipe_of(order: Serve) -> Recipe:
         file=blobs / variant.model.sha256,
         labels=labels,
         plan=order.plan,
+        golden=blobs / variant.golden.sha256,
+        least_cosine=gate(variant.parity.cosine, variant.precision, order.plan.provider),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgeward_runtime import parity
 from edgeward_runtime.feeds import Feed, Feeder, feeder
 from edgeward_runtime.ports import constants, initial_states, next_states
 from edgeward_runtime.sessions import Port, RunFailed, Session, open_session
@@ -20,10 +21,13 @@ from edgeward_runtime.tasks import check_task, reader
 from edgeward_runtime.tasks.answer import Answer
 from edgeward_runtime.tasks.view import View
 from edgeward_wire.contract import Contract
+from edgeward_wire.errors import Rejected
 from edgeward_wire.manifest import ModelRef
 from edgeward_wire.verdict import Plan
 
 Arrays = dict[str, npt.NDArray[Any]]
+Vector = tuple[Arrays, Arrays]
+"""Golden inputs and outputs."""
 
 _WARM_RUNS = 2
 _NO_RULES = Rules()
@@ -41,6 +45,10 @@ class Recipe:
     file: Path
     labels: tuple[str, ...]
     plan: Plan
+    golden: Path | None = None
+    """The golden vectors of this file; None: it came without."""
+    least_cosine: float = 0.0
+    """What its outputs must reach on them."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,7 @@ class Engine:
         self._read = reader(recipe.contract, self.session.outputs, recipe.labels)
         self._names = [port.name for port in self.session.outputs]
         self._stateful = recipe.contract.stateful
+        self._least_cosine = recipe.least_cosine
 
     def warm(self) -> None:
         """A few runs on a blank input, so that the first frame waits for nothing. Raises RunFailed."""
@@ -121,11 +130,29 @@ class Engine:
         outputs = self.session.run({**self._constants, **initial_states(self._contract), **feeds})
         return dict(zip(self._names, outputs, strict=True))
 
-    def check(self) -> None:
-        """A run on a blank input, whose outputs must be numbers. Raises RunFailed."""
-        for name, output in self.infer(self._feeder.blank()).items():
+    def check(self, vector: Vector | None) -> float | None:
+        """A run on golden inputs, and the least cosine of its outputs with the golden ones.
+
+        With no vector it is a run on a blank input, whose outputs must be finite; then None.
+
+        Raises:
+            RunFailed: it failed, or an output is not finite.
+            Rejected: the outputs are too far from the golden ones, or those are of another model.
+        """
+        inputs, golden = vector or (self._feeder.blank(), {})
+        outputs = self.infer(inputs)
+        for name, output in outputs.items():
             if not np.isfinite(output).all():
-                raise RunFailed(f"Output {name} of a blank input is not finite.")
+                raise RunFailed(f"Output {name} is not finite.")
+        if not set(golden) <= set(outputs):
+            raise Rejected("The golden vectors are of another model: their outputs differ.")
+        if not golden:
+            return None
+        worst = min(parity.cosine(outputs[name], expected) for name, expected in golden.items())
+        if worst < self._least_cosine:
+            what = f"have cosine {worst:.4f}, below {self._least_cosine}"
+            raise Rejected(f"Against the golden outputs its own {what}.")
+        return worst
 
     def close(self) -> None:
         """Free the model."""

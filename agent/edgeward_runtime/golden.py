@@ -15,7 +15,7 @@ import math
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -182,8 +182,10 @@ def _read_picture(path: Path) -> bytes:
 # --- read on the device
 
 
-def read_npz(source: Path | bytes, name: str = "golden vectors") -> Arrays:
-    """All arrays of an .npz, none of them pickled.
+def read_npz(
+    source: Path | bytes, name: str = "golden vectors", *, wanted: Callable[[str], bool] = lambda _: True
+) -> Arrays:
+    """The arrays of an .npz whose names are `wanted`, none of them pickled.
 
     Raises:
         Rejected: it is not such a file, or unpacks to more than `MAX_UNPACKED_BYTES`.
@@ -194,7 +196,8 @@ def read_npz(source: Path | bytes, name: str = "golden vectors") -> Arrays:
             members = archive.infolist()
             if len(members) > _MAX_MEMBERS or sum(m.file_size for m in members) > MAX_UNPACKED_BYTES:
                 raise Rejected(f"The {name} unpack to more than {MAX_UNPACKED_BYTES >> 20} MB.")
-            return {member.filename.removesuffix(".npy"): _read_member(archive, member) for member in members}
+            named = [(member.filename.removesuffix(".npy"), member) for member in members]
+            return {key: _read_member(archive, member) for key, member in named if wanted(key)}
     except FileNotFoundError as error:
         raise Unavailable(f"The {name} are not there: {error.filename}.") from error
     except OSError as error:
@@ -214,6 +217,12 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
     if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(raw.getbuffer()) - raw.tell():
         raise ValueError("an array's header does not fit its data")
     return np.frombuffer(raw.getbuffer()[raw.tell() :], dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def first_vector(source: Path | bytes) -> tuple[Arrays, Arrays]:
+    """The inputs and outputs of vector 0, without unpacking the others. Raises as `read_npz`, `vectors`."""
+    (first,) = vectors(read_npz(source, wanted=lambda key: key.startswith(("in.0.", "out.0."))))
+    return first
 
 
 def vectors(arrays: Arrays) -> list[tuple[Arrays, Arrays]]:

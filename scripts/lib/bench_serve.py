@@ -33,6 +33,7 @@ from edgeward_agent import messages
 from edgeward_agent.serving.wire import FROM_SERVER, Listening, Start
 from edgeward_agent.workers import Child
 from edgeward_runtime.contract_guess import guess
+from edgeward_runtime.golden import make_golden
 from edgeward_wire.histogram import Histogram, merge
 from edgeward_wire.manifest import BlobRef, Manifest, ModelRef, Variant
 from edgeward_wire.verdict import Plan
@@ -189,8 +190,9 @@ def order(home: Path, threads: int) -> messages.Serve:
     known = guess(MODEL).complete()
     blobs = home / "blobs"
     blobs.mkdir(exist_ok=True)
-    ref, labels = (_blob(blobs, path) for path in (MODEL, ZOO / "imagenet-labels.txt"))
-    variant = Variant(model=ref, precision="int8", golden=ref, evidence="weak", opset=known.opset)
+    ref, labels = (_blob(blobs, path.read_bytes()) for path in (MODEL, ZOO / "imagenet-labels.txt"))
+    golden = _blob(blobs, make_golden(MODEL, known.contract, count=1))
+    variant = Variant(model=ref, precision="int8", golden=golden, evidence="weak", opset=known.opset)
     manifest = Manifest(
         name="lite0",
         version="1",
@@ -205,8 +207,7 @@ def order(home: Path, threads: int) -> messages.Serve:
     return messages.Serve(id=1, model=model, manifest=manifest, blobs=str(blobs), plan=plan)
 
 
-def _blob(blobs: Path, path: Path) -> BlobRef:
-    raw = path.read_bytes()
+def _blob(blobs: Path, raw: bytes) -> BlobRef:
     digest = hashlib.sha256(raw).hexdigest()
     (blobs / digest).write_bytes(raw)
     return BlobRef(sha256=digest, length=len(raw))

@@ -18,8 +18,9 @@ from agent.serving import Serving, infer_binary, infer_json, tensor
 from edgeward_agent.messages import Heartbeat
 from edgeward_agent.serving.server import MAX_CONNECTIONS, Server, told
 from edgeward_agent.serving.wire import MAX_CHANNELS
+from edgeward_runtime import golden
 from runtime.builders import listener, listener_sidecar, picture_file, spoken, video_file, wav_file
-from runtime.bundles import Bundle, bundle_of, colour_bundle
+from runtime.bundles import Bundle, bundle_of, colour_bundle, put
 
 INFER = "/v2/models/colours/infer"
 
@@ -93,9 +94,24 @@ def test_health_runs_the_model_at_most_once_a_second(serving: Serving) -> None:
     first = serving.json("GET", "/health")
     assert first[0] == 200
     assert first[1]["pipelines"]["main"]["model"] == "colours"
+    assert first[1]["pipelines"]["main"]["cosine"] > 0.99
     began = time.monotonic()
     outcomes = {asked() for _ in range(10)}
     assert len(outcomes) <= time.monotonic() - began + 2
+
+
+def test_health_says_when_the_model_is_wrong(bundle: Bundle, tmp_path: Path) -> None:
+    variant = bundle.manifest.variants["int8"]
+    arrays = golden.read_npz(bundle.blob(variant.golden))
+    lie = golden.write_npz({name: -a if name.startswith("out") else a for name, a in arrays.items()})
+    variants = {"int8": variant.model_copy(update={"golden": put(bundle.blobs, lie)})}
+    stack = Serving(tmp_path, bundle.with_manifest(variants=variants))
+    try:
+        status, said = stack.json("GET", "/health")
+        assert status == 503
+        assert "golden outputs" in said["pipelines"]["main"]["detail"]
+    finally:
+        stack.close()
 
 
 def test_metrics_count(serving: Serving) -> None:

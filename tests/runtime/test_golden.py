@@ -18,6 +18,7 @@ from edgeward_runtime import golden
 from edgeward_runtime.contract_guess import guess
 from edgeward_runtime.golden import (
     find_pictures,
+    first_vector,
     make_golden,
     make_preprocess_golden,
     picture_pairs,
@@ -110,6 +111,9 @@ def test_golden_outputs_are_the_files_own(tmp_path: Path) -> None:
     assert raw == make_golden(path, known.contract, pictures)
     pairs = vectors(read_npz(raw))
     assert len(pairs) == 3
+    for mine, expected in zip(first_vector(raw), pairs[0], strict=True):
+        assert set(mine) == set(expected)
+        assert all(np.array_equal(mine[name], expected[name]) for name in mine)
     assert [int(out["logits"].argmax()) for _, out in pairs] == [0, 1, 2]
     assert worst_cosine(open_exact(path), pairs, contract) == pytest.approx(1.0, abs=1e-12)
     fast = open_session(path, Plan(provider="CPUExecutionProvider", variant="int8"))

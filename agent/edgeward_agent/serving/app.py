@@ -27,7 +27,7 @@ _Handler = Callable[[Query, list[str]], Reply]
 
 
 class Health:
-    """A run on a blank input through the runner, at most once in `HEALTH_S`; its last outcome in between."""
+    """A run on a golden input through the runner, at most once in `HEALTH_S`; its last outcome in between."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -68,7 +68,7 @@ class Health:
                 with self._link.channel() as channel:
                     answer = channel.ask({"op": "check", "model": model.sha256})
                 if answer.get("ok"):
-                    state |= {"ok": True, "took_ms": answer["took_ms"]}
+                    state |= {"ok": True, "took_ms": answer["took_ms"], "cosine": answer["cosine"]}
                 else:
                     state["detail"] = self._link.refused(answer).reason
         except Fault as fault:

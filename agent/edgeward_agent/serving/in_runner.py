@@ -23,6 +23,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,8 @@ import numpy.typing as npt
 from edgeward_agent import results
 from edgeward_agent.local_socket import MAX_REQUEST, Request
 from edgeward_agent.serving.wire import MAX_CHANNELS, MAX_MEMORY, aligned
-from edgeward_runtime import images
-from edgeward_runtime.engine import SERVED, Engine, Recipe
+from edgeward_runtime import golden, images
+from edgeward_runtime.engine import SERVED, Engine, Recipe, Vector
 from edgeward_runtime.jobs import Busy, Changed, Job
 from edgeward_runtime.pipeline import Pipeline, Saw
 from edgeward_runtime.sessions import RunFailed
@@ -56,6 +57,7 @@ class Desk:
         self._pipeline, self._name = pipeline, name
         self._lock = threading.Lock()
         self._free = list(range(MAX_CHANNELS))
+        self._vectors = _Vectors()
 
     def __call__(self, request: Request) -> None:
         """Serve one channel until the other side hangs up."""
@@ -63,7 +65,7 @@ class Desk:
             if not self._free:
                 raise Unavailable(f"{MAX_CHANNELS} channels are open already.", "Close one.")
             number = self._free.pop()
-        channel = _Channel(request.link, self._pipeline, self._name, SERVED + number)
+        channel = _Channel(request.link, self._pipeline, self._name, SERVED + number, self._vectors)
         try:
             request.line({"ok": True})
             channel.converse()
@@ -73,9 +75,29 @@ class Desk:
                 self._free.append(number)
 
 
+class _Vectors:
+    """The first golden vector of the model that serves, unpacked when somebody first asks for it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._file: Path | None = None
+        self._vector: Vector | None = None
+
+    def first(self, recipe: Recipe) -> Vector | None:
+        """None for a model that came without. Raises Rejected, Unavailable."""
+        with self._lock:
+            if recipe.golden != self._file:
+                self._vector = golden.first_vector(recipe.golden) if recipe.golden else None
+                self._file = recipe.golden
+            return self._vector
+
+
 class _Channel:
-    def __init__(self, link: socket.socket, pipeline: Pipeline, name: str, source: int) -> None:
+    def __init__(
+        self, link: socket.socket, pipeline: Pipeline, name: str, source: int, vectors: _Vectors
+    ) -> None:
         self._link, self._pipeline, self._name, self._source = link, pipeline, name, source
+        self._vectors = vectors
         self._descriptor = -1
         self._memory: mmap.mmap | None = None
 
@@ -153,7 +175,7 @@ class _Channel:
         if op == "predict":
             return self._predict(said, recipe)
         if op == "check":
-            return self._check(model)
+            return self._check(recipe)
         raise Rejected(f"{op[:32]!r} is no operation.")
 
     def _run(self, job: Job) -> float:
@@ -163,12 +185,16 @@ class _Channel:
         job.wait(_WAIT_S)
         return (time.perf_counter() - began) * 1e3
 
-    def _check(self, model: str) -> dict[str, Any]:
+    def _check(self, recipe: Recipe) -> dict[str, Any]:
+        vector = self._vectors.first(recipe)
+        cosine: list[float | None] = []
+
         def work(engine: Engine) -> Iterator[None]:
-            engine.check()
+            cosine.append(engine.check(vector))
             yield
 
-        return {"ok": True, "took_ms": round(self._run(Job(model, work)), 3)}
+        took = self._run(Job(recipe.model.sha256, work))
+        return {"ok": True, "took_ms": round(took, 3), "cosine": cosine[0]}
 
     # --- tensors
 
