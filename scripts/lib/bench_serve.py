@@ -79,6 +79,7 @@ class Side:
     rates: list[float] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
     health: list[float] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
 
     def measure(self, seconds: float) -> None:
         """One round, with somebody who asks for /health meanwhile."""
@@ -89,6 +90,8 @@ class Side:
         out, _ = loader.communicate()
         stop.set()
         watcher.join()
+        if self.faults:
+            raise RuntimeError(self.faults[0])
         took = json.loads(out)
         self.latencies += took
         self.rates.append(len(took) / seconds)
@@ -104,9 +107,12 @@ class Side:
             link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
             began = time.perf_counter()
             link.request("GET", "/health")
-            link.getresponse().read()
+            answer = link.getresponse()
+            said = answer.read()
             self.health.append((time.perf_counter() - began) * 1e3)
             link.close()
+            if answer.status != 200:
+                self.faults.append(f"/health: {answer.status}: {said[:200]!r}")
 
 
 def load(port: int, path: str, seconds: float, body: Path, headers: dict[str, str]) -> list[float]:
