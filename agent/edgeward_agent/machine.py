@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -28,7 +27,7 @@ from edgeward_agent.gates import LatencyWatch, Probation
 from edgeward_agent.journal import Journal, Saved
 from edgeward_agent.lifetime import Pulse
 from edgeward_agent.local_socket import RUN
-from edgeward_agent.qualifying import Qualifying
+from edgeward_agent.qualifying import Qualifying, prune_engines
 from edgeward_agent.reporting import Reporter
 from edgeward_agent.running import Hooks, Patience, Running, served_blobs
 from edgeward_agent.sensors import Sensors, Throttling
@@ -438,23 +437,17 @@ class Machine:
         pipeline.fetching.repair(refs, done)
 
     def _prune(self, _pipeline: _Pipeline | None = None) -> None:
-        manifests = [deployment.contents for deployment in self._deployments()]
+        deployments = self._deployments()
+        manifests = [deployment.contents for deployment in deployments]
         for name, want in self._wants.items():
             if want is not None and want.manifest is not None:
                 asked = Deployment(row=want.row, manifest=want.manifest)
                 manifests += [asked.contents] if name in self._config.pipelines else []
         needed = {ref.sha256 for manifest in manifests for ref in manifest.blobs()}
         self._supply.prune(needed | {ref.sha256 for ref in self._commands.blobs})
-        self._prune_engines()
+        models = {deployment.row.model.sha256 for deployment in deployments}
+        prune_engines(self._state, models | {*self._commands.models})
         release_memory()
-
-    def _prune_engines(self) -> None:
-        keep = {deployment.row.model.sha256 for deployment in self._deployments()}
-        keep.update(self._commands.models)
-        engines = self._state / "engines"
-        for path in engines.iterdir() if engines.is_dir() else ():
-            if path.name not in keep:
-                shutil.rmtree(path, ignore_errors=True)
 
     def _deployments(self) -> list[Deployment]:
         """All that may still be served."""
