@@ -17,15 +17,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from edgeward_agent import commands, states
+from edgeward_agent import commands, pipeline_report, states
 from edgeward_agent.bench import Ask, Means
 from edgeward_agent.commands import Commands
 from edgeward_agent.config import Config
-from edgeward_agent.fetching import Fetching
 from edgeward_agent.journal import Journal, Saved
 from edgeward_agent.lifetime import Pulse
 from edgeward_agent.pipeline import Pipeline, SecurityFloors, Shared
-from edgeward_agent.qualifying import Qualifying, prune_engines
+from edgeward_agent.qualifying import prune_engines
 from edgeward_agent.reporting import Reporter
 from edgeward_agent.running import Patience
 from edgeward_agent.sensors import Sensors, Throttling
@@ -37,8 +36,6 @@ from edgeward_agent.workers import Programs
 from edgeward_wire.assignment import Assignment, RemoteConfig
 from edgeward_wire.document import parse
 from edgeward_wire.errors import Rejected, Unavailable
-from edgeward_wire.event import Finished, StateChanged
-from edgeward_wire.reported import PipelineReport, Serving, State, Update
 
 log = logging.getLogger(__name__)
 
@@ -309,19 +306,13 @@ class Machine:
         return step
 
     def _announce(self, pipeline: Pipeline, before: Record, event: Event) -> None:
-        update, old = pipeline.record.update, before.update
-        if update is None:
+        told = pipeline_report.happening(pipeline.name, before, pipeline.record, event)
+        if told is None:
             return
-        title = f"{update.model.name} {update.model.version}"
-        if update.result is not None:
-            if old is None or old.result is None or old.started_at != update.started_at:
-                why = f": {update.reason}" if update.reason else ""
-                log.info("%s: %s %s%s", pipeline.name, title, update.result, why)
-                self._reporter.happening(Finished(pipeline=pipeline.name, update=update))
-        elif update.state != before.state or isinstance(event, states.Lacking):
-            why = f": {update.reason}" if update.reason else ""
-            log.info("%s: %s %s%s", pipeline.name, title, update.state, why)
-            self._reporter.happening(StateChanged(pipeline=pipeline.name, state=update.state, update=update))
+        update = told.update
+        what = f"{update.model.name} {update.model.version} {update.result or update.state}"
+        log.info("%s: %s%s", pipeline.name, what, f": {update.reason}" if update.reason else "")
+        self._reporter.happening(told)
 
     def _save(self, *, orderly: bool = False) -> None:
         self._models = frozenset(deployment.row.model.sha256 for deployment in self._deployments())
@@ -392,24 +383,11 @@ class Machine:
             self._reporter.boot_id,
             commands.Hooks(
                 respond=self._reporter.response,
-                update=self._update_under_way,
-                beside=self._beside,
+                update=lambda: pipeline_report.under_way(self._pipelines.values()),
+                beside=lambda: pipeline_report.what_serves(self._pipelines.values()),
                 prune=self._prune,
                 now=lambda: max(self._clock(), self._shared.floors.last_authenticated_time),
             ),
-        )
-
-    def _update_under_way(self) -> str:
-        busy = [p for p in self._pipelines.values() if p.record.state not in ("idle", "pending")]
-        return ", ".join(f"pipeline {p.name} is {p.record.state.replace('_', ' ')}" for p in busy)
-
-    def _beside(self) -> tuple[str, ...]:
-        """What serves, a line a pipeline."""
-        served = [(p.name, p.running.serving) for p in self._pipelines.values()]
-        return tuple(
-            f"{name}: {d.title}, {d.verdict.chosen.title}"
-            for name, d in served
-            if d and d.verdict and d.verdict.chosen
         )
 
     # --- time
@@ -434,62 +412,13 @@ class Machine:
         for pipeline in self._pipelines.values():
             self._reporter.fault(f"runner:{pipeline.name}", pipeline.running.fault)
         self._reporter.reported(
-            {name: self._pipeline_report(p) for name, p in self._pipelines.items()},
+            {
+                name: pipeline_report.report(pipeline, self._shared.floors.security)
+                for name, pipeline in self._pipelines.items()
+            },
             revision=self._assignment.revision if self._assignment else 0,
             registry=self._registry,
             now=time.monotonic(),
-        )
-
-    def _pipeline_report(self, pipeline: Pipeline) -> PipelineReport:
-        record, running = pipeline.record, pipeline.running
-        update = record.update
-        if update is not None and update.result is None:
-            update = self._live(pipeline, update)
-        return PipelineReport(
-            serving=self._serving(pipeline),
-            update=update,
-            sources=dict(running.sources),
-            fault=running.fault or self._unconfigured(pipeline),
-        )
-
-    def _unconfigured(self, pipeline: Pipeline) -> str:
-        """Why a committed model is not served although nothing failed."""
-        committed = pipeline.record.committed
-        if committed is None or pipeline.configured:
-            return ""
-        return f"{committed.title} is not served: agent.toml has no pipeline {pipeline.name}."
-
-    @staticmethod
-    def _live(pipeline: Pipeline, update: Update) -> Update:
-        parts: dict[State, Fetching | Qualifying] = {
-            "downloading": pipeline.fetching,
-            "verifying": pipeline.fetching,
-            "preparing": pipeline.qualifying,
-            "validating": pipeline.qualifying,
-        }
-        part = parts.get(pipeline.record.state, pipeline)
-        change: dict[str, object] = {"progress": round(part.progress, 3)}
-        if part.detail:
-            change["detail"] = part.detail[:200]
-        return update.model_copy(update=change)
-
-    def _serving(self, pipeline: Pipeline) -> Serving | None:
-        serving = pipeline.running.serving
-        plan = serving.verdict.chosen if serving and serving.verdict else None
-        if serving is None or plan is None:
-            return None
-        committed = pipeline.record.committed
-        return Serving(
-            model=serving.row.model,
-            variant=plan.variant,
-            provider=plan.provider,
-            plan=plan,
-            committed=committed is not None
-            and committed.row.model == serving.row.model
-            and pipeline.probation is None,
-            below_floor=serving.contents.security_epoch
-            < self._shared.floors.security(serving.row.model.name),
-            stale=pipeline.latency.stale,
         )
 
 
