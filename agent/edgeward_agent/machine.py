@@ -207,10 +207,7 @@ class Machine:
         self._report()
 
     def _resume(self) -> None:
-        try:
-            self._save()
-        except Unavailable as error:
-            self._not_saved(error)
+        self._save_or_say()
         if self._journal.fault:
             self._reporter.fault("journal", self._journal.fault)
         for pipeline in self._pipelines.values():
@@ -322,6 +319,13 @@ class Machine:
             self._unsaved_at = None
             self._reporter.fault("disk", "")
 
+    def _save_or_say(self) -> None:
+        """What the journal does not take now is true nevertheless; it is said, and saved later."""
+        try:
+            self._save()
+        except Unavailable as error:
+            self._not_saved(error)
+
     def _not_saved(self, error: Unavailable) -> None:
         self._unsaved_at = time.monotonic()
         self._reporter.fault("disk", str(error))
@@ -332,10 +336,7 @@ class Machine:
         if wanted.raw.decode() != self._raw:
             self._raw, self._assignment = wanted.raw.decode(), wanted.assignment
             log.info("Assignment revision %d.", wanted.assignment.revision)
-            try:
-                self._save()
-            except Unavailable as error:
-                self._not_saved(error)
+            self._save_or_say()
             for pipeline in self._pipelines.values():
                 pipeline.running.reconfigure()
         rows = wanted.assignment.pipelines
@@ -401,10 +402,7 @@ class Machine:
         for pipeline in self._pipelines.values():
             pipeline.tick(now)
         if self._unsaved_at is not None and now - self._unsaved_at > _JOURNAL_AGAIN_S:
-            try:
-                self._save()
-            except Unavailable as error:
-                self._not_saved(error)
+            self._save_or_say()
 
     # --- reports
 
