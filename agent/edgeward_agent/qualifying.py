@@ -7,8 +7,9 @@ the world's fault (the lock, memory) is tried again, bounded; what was the model
 from __future__ import annotations
 
 import logging
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 
 from edgeward_agent import messages, states
@@ -28,6 +29,8 @@ from edgeward_wire.verdict import Plan, Verdict
 log = logging.getLogger(__name__)
 
 FRUITLESS = 6
+_ENGINES = "engines"
+"""In the state directory: a directory for each model, named by its manifest's sha256."""
 
 
 class Qualifying:
@@ -176,7 +179,7 @@ def qualify_order(
     Raises:
         OSError: that directory cannot be made.
     """
-    scratch = state / "engines" / model.sha256
+    scratch = state / _ENGINES / model.sha256
     scratch.mkdir(parents=True, exist_ok=True)
     return messages.Qualify(
         model=model,
@@ -192,6 +195,14 @@ def qualify_order(
         max_temp_c=config.qualify.max_temp_c,
         cool_s=min(config.qualify.cool_s, budget_s),
     )
+
+
+def prune_engines(state: Path, keep: Set[str]) -> None:
+    """Remove the engine caches of all models but those in `keep`."""
+    engines = state / _ENGINES
+    for path in engines.iterdir() if engines.is_dir() else ():
+        if path.name not in keep:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _key(model: ModelRef, config: Config, hardware: Machine, threads: int | None = None) -> str:

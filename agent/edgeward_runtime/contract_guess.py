@@ -15,11 +15,13 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from edgeward_runtime.findings import Findings, Missing
 from edgeward_runtime.labels import read_labels
 from edgeward_runtime.onnx_file import Facts, read_facts
 from edgeward_runtime.port_guess import carried_states, classical, layout, same_kind, scores
 from edgeward_runtime.sessions import NotLoaded, Port, Session, open_exact
 from edgeward_runtime.sidecar import AUDIO_KEYS, IMAGE_KEYS, Declared, declarations
+from edgeward_runtime.spec_guess import audio_spec, image_spec
 from edgeward_runtime.tasks.detection import kind_of, kinds_of
 from edgeward_wire.contract import AudioSpec, Contract, DimensionRange, ImageSpec, InputPort, OutputPort, Task
 from edgeward_wire.document import faults
@@ -30,16 +32,6 @@ from edgeward_wire.manifest import Limits, Precision, TargetHints
 _NAME_STEP = "Use a-z, 0-9, dot, dash and underscore, beginning with a letter or number."
 _SCORED: tuple[Task, ...] = ("classification", "audio-classification")
 _HEARS: tuple[Task, ...] = ("audio-classification", "vad")
-
-
-@dataclass(frozen=True)
-class Missing:
-    """Something that the file does not tell: what, and what to do."""
-
-    key: str
-    """Where it would be declared: labels, task, inputs.<name>."""
-    what: str
-    next_step: str
 
 
 @dataclass(frozen=True)
@@ -104,8 +96,7 @@ class _Inference:
 
     def __init__(self, path: Path, facts: Facts, session: Session, declared: dict[str, Any]) -> None:
         self.path, self.facts, self.session, self.declared = path, facts, session, declared
-        self.notes: list[str] = []
-        self.missing: list[Missing] = []
+        self.findings = Findings(f"{path.stem}.toml")
         self.dimensions: dict[str, DimensionRange] = {}
         for part, ports in (("inputs", session.inputs), ("outputs", session.outputs)):
             names = [port.name for port in ports]
@@ -150,8 +141,8 @@ class _Inference:
             annotations={str(k): str(v) for k, v in self.declared.get("annotations", {}).items()},
             report=self._report(),
             variants=self.declared.get("variants", {}),
-            notes=tuple(self.notes),
-            missing=tuple(self.missing),
+            notes=tuple(self.findings.notes),
+            missing=tuple(self.findings.missing),
         )
 
     def _states(self) -> dict[str, str]:
@@ -164,7 +155,9 @@ class _Inference:
         for read, written in carried_states(free, self.session.outputs).items():
             state = re.sub(r"[^a-z0-9_]", "_", read.lower())[:32]
             found[read] = found[written] = f"state:{state}"
-            self.notes.append(f"{read} is not declared: taken as state that {written} carries on, from zero.")
+            self.findings.note(
+                f"{read} is not declared: taken as state that {written} carries on, from zero."
+            )
         return found
 
     def _inputs(self) -> tuple[InputPort, ...]:
@@ -185,17 +178,18 @@ class _Inference:
         bind = declared.get("bind") or self.states.get(port.name)
         bind = bind or ("const" if "const" in declared else "source")
         if bind == "source" and not source and "bind" not in declared:
-            self.missing.append(
-                Missing(
-                    f"inputs.{port.name}",
-                    f"Nothing says what goes into input {port.name}.",
-                    f"Declare const or bind under [inputs.{port.name}] in {self.path.stem}.toml.",
-                )
+            self.findings.lack(
+                f"inputs.{port.name}",
+                f"Nothing says what goes into input {port.name}.",
+                f"Declare const or bind under [inputs.{port.name}] in {self.findings.sidecar}.",
             )
         heard = bind == "source" and bool(set(declared) & AUDIO_KEYS)
-        pictured = bool(set(declared) & IMAGE_KEYS) or (source and not heard and layout(port) is not None)
-        image = self._image(port, declared) if bind == "source" and pictured else None
-        audio = self._audio(port, declared) if heard else None
+        pictured = bind == "source" and (
+            bool(set(declared) & IMAGE_KEYS) or (source and not heard and layout(port) is not None)
+        )
+        detector = self.declared.get("task") == "detection"
+        image = image_spec(port, declared, self.findings, detector=detector) if pictured else None
+        audio = audio_spec(port, declared, self.findings) if heard else None
         const = declared.get("const")
         values = (
             tuple(float(v) for v in (const if isinstance(const, list) else [const]))
@@ -211,85 +205,6 @@ class _Inference:
             audio=audio,
             const=values,
         )
-
-    def _audio(self, port: Port, declared: Declared) -> AudioSpec:
-        """Sound: its last axis is time, and holds the context and the window."""
-        spec = {key: value for key, value in declared.items() if key in AUDIO_KEYS}
-        length = port.shape[-1] if port.shape else None
-        context = spec.get("context", 0)
-        for key in ("rate", "window"):
-            if key == "window" and isinstance(length, int):
-                spec.setdefault("window", length - context)
-            elif key not in spec:
-                spec[key] = 16_000
-                self.missing.append(
-                    Missing(
-                        f"inputs.{port.name}",
-                        f"Input {port.name} takes sound, and nothing says its {key}.",
-                        f"Declare {key} under [inputs.{port.name}] in {self.path.stem}.toml"
-                        f" ({'Hz' if key == 'rate' else 'in samples'}).",
-                    )
-                )
-        if isinstance(length, int) and spec["window"] + context != length:
-            raise Rejected(
-                f"Input {port.name} is {length} samples long in the file, but window {spec['window']} and"
-                f" context {context} are declared."
-            )
-        if "hop" not in spec:
-            spec["hop"] = spec["window"]
-            self.notes.append(f"hop of {port.name} is not declared: taken as its window, {spec['hop']}.")
-        if port.dtype not in ("float32", "float16"):
-            raise Rejected(f"Input {port.name} is {port.dtype}; sound goes in as float32 or float16.")
-        return AudioSpec(**spec)
-
-    def _image(self, port: Port, declared: Declared) -> ImageSpec:
-        placed = declared.get("layout") or layout(port) or "nchw"
-        rank4 = len(port.shape) == 4
-        height, width = (port.shape[2:4] if placed == "nchw" else port.shape[1:3]) if rank4 else (None, None)
-        channels = (port.shape[1] if placed == "nchw" else port.shape[3]) if rank4 else 3
-        spec = {k: v for k, v in declared.items() if k in IMAGE_KEYS}
-        spec["layout"] = placed
-        for key, size in (("width", width), ("height", height)):
-            if key not in spec and isinstance(size, int):
-                spec[key] = size
-            elif key not in spec:
-                spec[key] = 224
-                self.missing.append(
-                    Missing(
-                        f"inputs.{port.name}",
-                        f"Input {port.name} takes pictures of any {key}.",
-                        f"Declare width and height under [inputs.{port.name}] in {self.path.stem}.toml.",
-                    )
-                )
-            elif isinstance(size, int) and spec[key] != size:
-                raise Rejected(
-                    f"Input {port.name} has {key} {size} in the file, but {spec[key]} is declared."
-                )
-        spec.setdefault("colour", "gray" if channels == 1 else "rgb")
-        self._normalisation(port, spec, 1 if spec["colour"] == "gray" else 3)
-        return ImageSpec(**spec)
-
-    def _normalisation(self, port: Port, spec: dict[str, Any], channels: int) -> None:
-        if "scale" not in spec:
-            one = 1.0 if port.dtype == "uint8" else 1 / 255
-            spec["scale"] = [one] * channels
-            if port.dtype != "uint8":
-                self.notes.append(
-                    f"scale and bias of {port.name} are not declared: taken as 1/255 and 0 (colours in 0..1)."
-                )
-        if "resize" not in spec and self.declared.get("task") == "detection":
-            spec["resize"] = "letterbox"
-            self.notes.append(
-                f"resize of {port.name} is not declared: taken as letterbox, as detectors have."
-            )
-        if "colour" in spec and "resize" not in spec:
-            self.notes.append(f"resize of {port.name} is not declared: taken as stretch.")
-        for key, default in (("scale", 1.0), ("bias", 0.0)):
-            value = spec.get(key, default)
-            # One number stands for every channel.
-            spec[key] = (
-                [float(v) for v in value] if isinstance(value, (list, tuple)) else [float(value)] * channels
-            )
 
     def _shape(self, port: Port, image: ImageSpec | None, audio: AudioSpec | None) -> tuple[int | str, ...]:
         """The port's shape with every free dimension named and ranged."""
@@ -320,12 +235,12 @@ class _Inference:
                 last = self.facts.producer_of(port.name)
                 activation = "none" if last in ("Softmax", "Sigmoid") else "softmax"
                 if activation == "softmax":
-                    self.notes.append(f"activation of {port.name} is not declared: taken as softmax.")
+                    self.findings.note(f"activation of {port.name} is not declared: taken as softmax.")
             if task == "segmentation" and len(port.shape) == 4 and 1 in (port.shape[1], port.shape[3]):
                 # One channel is one class and the rest: whether it is in 0..1 decides where the border is.
                 activation = "none" if self.facts.producer_of(port.name) == "Sigmoid" else "sigmoid"
                 if activation == "sigmoid":
-                    self.notes.append(f"activation of {port.name} is not declared: taken as sigmoid.")
+                    self.findings.note(f"activation of {port.name} is not declared: taken as sigmoid.")
         shape = tuple(
             d if isinstance(d, int) else (d or f"{port.name}_{axis}")[:64]
             for axis, d in enumerate(port.shape)
@@ -356,12 +271,10 @@ class _Inference:
             return tuple(p.model_copy(update={"boxes": told}) if p is port else p for p in outputs)
         if not fitting:
             kind_of(sides, classes)  # says what is read
-        self.missing.append(
-            Missing(
-                f"outputs.{port.name}",
-                f"Output {port.name} of shape {sides} could be {' or '.join(fitting)}.",
-                f"Declare boxes under [outputs.{port.name}] in {self.path.stem}.toml, or give --labels.",
-            )
+        self.findings.lack(
+            f"outputs.{port.name}",
+            f"Output {port.name} of shape {sides} could be {' or '.join(fitting)}.",
+            f"Declare boxes under [outputs.{port.name}] in {self.findings.sidecar}, or give --labels.",
         )
         return outputs
 
@@ -389,28 +302,24 @@ class _Inference:
             task: Task = declared
             source = next((p for p in inputs if p.bind == "source"), None)
             if task in _HEARS and source is not None and source.image is None and source.audio is None:
-                self.missing.append(
-                    Missing(
-                        f"inputs.{source.name}",
-                        f"Nothing says at what rate input {source.name} takes sound.",
-                        f"Declare rate (and window, hop, context) under [inputs.{source.name}] in"
-                        f" {self.path.stem}.toml.",
-                    )
+                self.findings.lack(
+                    f"inputs.{source.name}",
+                    f"Nothing says at what rate input {source.name} takes sound.",
+                    f"Declare rate (and window, hop, context) under [inputs.{source.name}] in"
+                    f" {self.findings.sidecar}.",
                 )
             return task
         rows = scores(self.session.outputs).shape
         one_row = len(rows) == 2 and (rows[0] == 1 or not isinstance(rows[0], int))
         if any(p.image is not None for p in inputs) and one_row:
-            self.notes.append("task is not declared: one row of numbers a picture, taken as classification.")
+            self.findings.note("task is not declared: one row of numbers a picture, taken as classification.")
             return "classification"
         known = classical(self.facts)
         if known is not None:
             kind = "a classifier" if known == "classification" else "a regressor"
-            self.notes.append(f"task is not declared: {kind} of scikit-learn's kind, taken as {known}.")
+            self.findings.note(f"task is not declared: {kind} of scikit-learn's kind, taken as {known}.")
             return known
-        self.missing.append(
-            Missing("task", f"Nothing says what {self.path.name} is for.", "Say it with --task.")
-        )
+        self.findings.lack("task", f"Nothing says what {self.path.name} is for.", "Say it with --task.")
         return "tensor"
 
     def _ranges(self) -> dict[str, DimensionRange]:
@@ -448,21 +357,19 @@ class _Inference:
         if task == "classification":
             classes = next(iter(scores(self.session.outputs).shape[-1:]), None)
             lines = f"{classes} lines" if isinstance(classes, int) else "lines"
-            self.missing.append(
-                Missing(
-                    "labels",
-                    f"A classification needs labels, and nothing names those of {self.path.name}.",
-                    f"Give --labels FILE: {lines} of text, one a class.",
-                )
+            self.findings.lack(
+                "labels",
+                f"A classification needs labels, and nothing names those of {self.path.name}.",
+                f"Give --labels FILE: {lines} of text, one a class.",
             )
         elif task in ("detection", "segmentation", "audio-classification"):
-            self.notes.append("no labels are named: the classes have numbers (--labels FILE).")
+            self.findings.note("no labels are named: the classes have numbers (--labels FILE).")
         return None
 
     def _samples(self) -> Path | None:
         declared = self.declared.get("samples")
         if declared is None:
-            self.notes.append("no samples are named: the golden vectors are made of noise (evidence: weak).")
+            self.findings.note("no samples are named: the golden vectors are made of noise (evidence: weak).")
             return None
         path = Path(declared)
         if not path.exists():

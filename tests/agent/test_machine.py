@@ -599,7 +599,7 @@ def test_remote_settings_reach_the_runner(device: Device) -> None:
     )
     device.machine.wanted(Wanted(signed, signed.to_bytes(), {"main": ONE.to_bytes().decode()}))
     device.until(lambda _: device.machine.remote.poll_interval_s == 7)
-    assert device.machine._configure("main").window_s == 3
+    assert device.machine._pipelines["main"].configure().window_s == 3
     device.restart()
     assert device.machine.remote.telemetry_window_s == 3, "known before the registry answers"
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import missing
-from edgeward_agent import mqtt
+from edgeward_agent import mqtt, mqtt_connection
 from edgeward_agent.mqtt import IN_FLIGHT, Link, backoff
 from edgeward_agent.spool import Spool
 from edgeward_wire import topics
@@ -137,7 +137,7 @@ def test_an_orderly_stop_says_offline(side: Make, broker: Broker, cloud: CloudCl
 def test_the_will_says_offline_when_the_device_just_goes(
     side: Make, broker: Broker, cloud: CloudClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mqtt, "_WILL_DELAY_S", 1)
+    monkeypatch.setattr(mqtt_connection, "_WILL_DELAY_S", 1)
     monkeypatch.setattr(Link, "_say_goodbye", lambda self, connection: None)
     one = side(broker.port)
     one.link.start()
