@@ -41,6 +41,7 @@ _FFMPEG: dict[str, str] = {
     # Otherwise one camera that does not answer keeps every other source from opening.
     "OPENCV_FFMPEG_IS_THREAD_SAFE": "1",
 }
+_SILENT = 0
 _TURNS: dict[int, int] = {
     90: cv2.ROTATE_90_CLOCKWISE,
     180: cv2.ROTATE_180,
@@ -56,9 +57,10 @@ def be_light() -> None:
     for name, value in _FFMPEG.items():
         os.environ.setdefault(name, value)
     cv2.setNumThreads(1)
-    logging = getattr(cv2.utils, "logging", None)
-    if logging is not None:  # a build without it says more on stderr, and works
-        logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+    if hasattr(cv2, "setLogLevel"):  # 4.x, where `utils.logging` may be missing
+        cv2.setLogLevel(_SILENT)
+    else:
+        cv2.utils.logging.setLogLevel(_SILENT)
 
 
 def version() -> str:
