@@ -7,6 +7,7 @@ module as `Rejected` (the picture's fault) or `Unavailable` (the device's).
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,10 +58,9 @@ def be_light() -> None:
     for name, value in _FFMPEG.items():
         os.environ.setdefault(name, value)
     cv2.setNumThreads(1)
-    if hasattr(cv2, "setLogLevel"):  # 4.x, where `utils.logging` may be missing
-        cv2.setLogLevel(_SILENT)
-    else:
-        cv2.utils.logging.setLogLevel(_SILENT)
+    # 4.x has it at its top, where 5 has it in `utils.logging`.
+    set_level: Callable[[int], object] | None = getattr(cv2, "setLogLevel", None)
+    (set_level or cv2.utils.logging.setLogLevel)(_SILENT)
 
 
 def version() -> str:
