@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,16 @@ class Fleet:
             "deploy", str(model), "--fleet", fleet, "--probation", "1", "--timeout", "120", "--json", *extra
         )
 
+    def deployed(self, model: Path, *extra: str, fleet: str = FLEET) -> str:
+        """Deploy; its path, once every device that succeeded has reported to serve it."""
+        done = self.deploy(model, *extra, fleet=fleet)
+        assert done.returncode == 0, done.stderr + done.stdout
+        ended = json.loads(done.stdout)
+        path = str(ended["rollout"]["model"]["path"])
+        for device in ended["succeeded"]:  # the rollout may know it from an event that overtook the report
+            self.serving(device, path)
+        return path
+
     def device(self, name: str) -> dict[str, Any]:
         """The device as the cloud knows it."""
         return next(d for d in self.stack.devices() if d["id"] == name)
@@ -50,10 +61,22 @@ class Fleet:
         reported = self.device(name).get("reported") or {}
         return (reported.get("pipelines") or {}).get("main") or {}
 
-    def serving(self, name: str) -> str | None:
-        """Path of the committed model that the device reports to serve."""
+    def committed(self, name: str) -> str | None:
+        """Path of the committed model that the device reports to serve at this moment."""
         serving = self.pipeline(name).get("serving")
         return serving["model"]["path"] if serving and serving["committed"] else None
+
+    def serving(self, name: str, path: str | None = None) -> str:
+        """Path of the committed model that the device serves, once it reports this one, or any."""
+        found: list[str] = []
+
+        def reports() -> bool:
+            now = self.committed(name)
+            found[:] = [now] if now is not None and path in (None, now) else []
+            return bool(found)
+
+        self.wait(reports, f"{name} to serve {path or 'a committed model'}")
+        return found[0]
 
     def frames(self, name: str) -> int:
         """Frames of this device that the cloud has stored."""

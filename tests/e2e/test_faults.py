@@ -37,7 +37,7 @@ def one(fleet: Fleet) -> Iterator[Fleet]:
     """The fleet's cloud with one more device, which serves a committed model."""
     enrol(fleet, DEVICE, FAULTY)
     try:
-        assert fleet.deploy(fleet.model(), fleet=FAULTY).returncode == 0
+        fleet.deployed(fleet.model(), fleet=FAULTY)
         yield fleet
     finally:
         fleet.stack.stop(DEVICE)
@@ -98,10 +98,9 @@ def restart(fleet: Fleet) -> None:
     )
 
 
-def serves(fleet: Fleet, path: str | None) -> None:
+def serves(fleet: Fleet, path: str) -> None:
     """This committed model, in frames that are stored, with none of the device's telemetry lost."""
-    assert path is not None
-    fleet.wait(lambda: fleet.serving(DEVICE) == path, f"{DEVICE} to serve {path}")
+    fleet.serving(DEVICE, path)
     fleet.goes_on_serving(DEVICE)
 
 
@@ -174,8 +173,7 @@ def test_a_model_that_is_not_what_it_promises_fails_each_time_it_is_asked_for(
 def test_a_deploy_supersedes_the_one_that_is_under_way(one: Fleet) -> None:
     first = start(one, probation=60)
     reaches(one, first, "probation")
-    second = one.deploy(one.model(), fleet=FAULTY)
-    assert second.returncode == 0, second.stderr
+    one.deployed(one.model(), fleet=FAULTY)
     found = one.stack.api.rollout(first)
     assert found.state == "superseded"
     assert [target.result for target in found.targets] == ["superseded"]
@@ -248,7 +246,7 @@ def small_disk(one: Fleet) -> Iterator[Path]:
             missing("the right to mount a tmpfs")
         shutil.copytree(kept, state, dirs_exist_ok=True)
         restart(one)
-        one.wait(lambda: one.serving(DEVICE), f"{DEVICE} to serve")
+        one.serving(DEVICE)
         yield state
         one.stack.stop(DEVICE)
         shutil.rmtree(kept)
@@ -258,7 +256,7 @@ def small_disk(one: Fleet) -> Iterator[Path]:
             subprocess.run(["umount", "--lazy", str(state)], check=True)
         shutil.copytree(kept, state, dirs_exist_ok=True)
         restart(one)
-        one.wait(lambda: one.serving(DEVICE), f"{DEVICE} to serve")
+        one.serving(DEVICE)
 
 
 def fill(path: Path) -> None:
