@@ -154,7 +154,7 @@ def test_the_broker_is_killed_and_nothing_is_lost(fleet: Fleet) -> None:
     fleet.wait(lambda: broker_pid(fleet) not in (None, old), "the broker to be back")
     for device in DEVICES:
         fleet.goes_on_serving(device)
-    assert fleet.stack.online() == len(DEVICES)
+    fleet.wait(lambda: fleet.stack.online() == len(DEVICES), "all devices to be back")
     assert fleet.deploy(fleet.model()).returncode == 0
     for device in DEVICES:
         fleet.wait(lambda device=device: fleet.gaps(device) == 0, f"{device} to have no gap")
