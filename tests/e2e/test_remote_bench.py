@@ -79,7 +79,7 @@ def test_a_file_is_measured_while_the_pipeline_goes_on_serving(one: Fleet) -> No
     one.goes_on_serving(DEVICE)
     assert serving(one) == before
     assert not one.pipeline(DEVICE)["fault"]
-    assert one.gaps(DEVICE) == 0
+    one.wait(lambda: one.gaps(DEVICE) == 0, "all windows to be stored")
 
 
 def steal_the_cloud(fleet: Fleet, command: Command) -> None:
