@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_port
 
 from agent.test_local_socket import watched
 from agent.test_runner import Child, serve
@@ -208,12 +209,6 @@ def test_settings_that_would_let_anybody_in_are_refused(tmp_path: Path, lines: s
     file.write_text(f"[page]\n{lines}\n")
     with pytest.raises(Rejected, match=why):
         load_config(file)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 class _Pulse(Pulse):

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 from edgeward_agent.backoff import Backoff
 from edgeward_agent.config import ServeSettings, load_config
@@ -72,8 +73,8 @@ def test_a_process_that_dies_comes_back(tmp_path: Path) -> None:
 def test_a_port_that_is_taken_is_said_and_tried_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
+    port = free_port()  # no outgoing connection gets it when it is free again
+    with socket.create_server(("127.0.0.1", port)) as other:
         kept = Kept(start(tmp_path, port))
         try:
             while not any("in use" in record.message for record in caplog.records):

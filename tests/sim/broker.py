@@ -14,6 +14,7 @@ from time import monotonic
 
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from ports import free_port
 
 from edgeward_wire.ack import Ack, Stream
 from edgeward_wire.document import Document
@@ -40,12 +41,6 @@ def eventually(condition: Callable[[], object], within_s: float = 20.0) -> None:
 def find_mosquitto() -> str | None:
     """Its path; Debian keeps it out of a user's PATH."""
     return shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 class Broker:
