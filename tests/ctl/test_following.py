@@ -21,6 +21,7 @@ from ctl.puppet import WAIT_S, Puppet
 from edgeward_ctl.client import Client
 from edgeward_ctl.profile import load_profile
 from edgeward_wire.api import Rollout
+from edgeward_wire.event import Finished
 
 DEVICES = ("a", "b")
 
@@ -64,6 +65,15 @@ class Play:
 
         self.wait(look)
         return found[0]
+
+    def logged(self, rollout: Rollout) -> None:
+        """Wait until each device's log has the end of it: a report may end a rollout before that is stored."""
+
+        def told(device: str) -> bool:
+            said = [entry.event.what for entry in self.client.log(device, 100)]
+            return any(isinstance(what, Finished) and what.update.rollout == rollout.id for what in said)
+
+        self.wait(lambda: all(told(target.device) for target in rollout.targets))
 
     def known(self) -> set[str]:
         return {r.id for r in self.client.rollouts()}
@@ -200,7 +210,9 @@ def test_status_log_and_devices_tell_the_story(play: Play) -> None:
         a.succeed(rollout)
         b.fail(rollout, "failed_rolled_back", "too slow")
 
+    before = play.known()
     assert deploy(play, "eight", 0, act=act).code == 1
+    play.logged(play.started(before))
     rows = {row["device"]: row for row in play.office.ctl("status", "--json").json}
     assert rows["a"]["model"] == "eight 1"
     assert "too slow" in rows["b"]["state"]
