@@ -67,7 +67,7 @@ class Play:
         return found[0]
 
     def logged(self, rollout: Rollout) -> None:
-        """Wait until each device's log has the end of it: a report may end a rollout before that is stored."""
+        """Wait until each device's log tells its end; a report may end it before that is stored."""
 
         def told(device: str) -> bool:
             said = [entry.event.what for entry in self.client.log(device, 100)]
@@ -102,13 +102,25 @@ def play(busy: Office) -> Iterator[Play]:
 
 
 def deploy(
-    play: Play, name: str, salt: int, *more: str, act: Callable[[Rollout], None], target: str = ""
+    play: Play,
+    name: str,
+    salt: int,
+    *more: str,
+    act: Callable[[Rollout], None],
+    target: str = "",
+    held: bool = False,
 ) -> Done:
-    """Start a deploy, act when its rollout is there, and see how it ends."""
+    """Start a deploy, act when its rollout is there (`held`: while it stands still), and see how it ends."""
     before = play.known()
     whom = ("--device", target) if target else ("--fleet", FLEET)
     running = play.office.start("deploy", str(play.office.model(name, salt)), *whom, *more)
-    act(play.started(before))
+    rollout = play.started(before)
+    if held:
+        running.send_signal(signal.SIGSTOP)
+    try:
+        act(rollout)
+    finally:
+        running.send_signal(signal.SIGCONT)
     return finish(running)
 
 
@@ -142,7 +154,13 @@ def test_one_that_rolls_back_makes_it_1_with_the_reason(play: Play) -> None:
 
 def test_time_that_is_up_makes_it_3_and_names_those_that_are_not_done(play: Play) -> None:
     a, _ = play.online("a", "b")
-    done = deploy(play, "three", 0, "--timeout", "5s", act=a.succeed)
+
+    def act(rollout: Rollout) -> None:
+        a.succeed(rollout)
+        play.wait(lambda: play.client.rollout(rollout.id).targets[0].result == "succeeded")
+
+    # However long that takes: it asks once more before it looks at the clock.
+    done = deploy(play, "three", 0, "--timeout", "5s", act=act, held=True)
     assert done.code == 3, done.err
     assert "Time is up, and these are not done: b." in done.err
     assert "agent-ctl watch --fleet edge-01" in done.err
