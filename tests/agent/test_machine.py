@@ -551,15 +551,23 @@ def test_a_full_disk_fails_the_update_and_the_old_model_goes_on(
 
 def test_a_full_disk_at_commit_rolls_back(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     device.deploy(ONE)
-    device.assign(TWO, probation_s=1.5)
-    device.serves(TWO, committed=False)
-
-    def full(_descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     real = os.fsync
-    monkeypatch.setattr(os, "fsync", full)
-    update = device.ended(TWO)
+    is_full = threading.Event()
+
+    def fill(descriptor: int) -> None:
+        """From the first journal on that has the new model committed, the disk takes nothing more."""
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if path.name == ".journal.json.new" and not is_full.is_set():
+            main = json.loads(path.read_bytes())["pipelines"]["main"]
+            if main["committed"]["row"]["model"]["path"] == row(TWO).model.path:
+                is_full.set()
+        if is_full.is_set():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fill)
+    update = device.deploy(TWO)
+    assert is_full.is_set()
     assert update.result == "failed_rolled_back"
     device.serves(ONE)
     monkeypatch.setattr(os, "fsync", real)
