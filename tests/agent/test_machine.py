@@ -18,6 +18,7 @@ import pytest
 
 from agent.models import assignment, manifest, row
 from edgeward_agent import machine as machinery
+from edgeward_agent.backoff import Backoff
 from edgeward_agent.blobs import BlobStore
 from edgeward_agent.config import Config, Pipeline, QualifySettings, Source, TelemetrySettings
 from edgeward_agent.floors import Floors
@@ -388,11 +389,21 @@ def test_a_stop_in_qualify_begins_it_again(device: Device) -> None:
     assert device.qualified() == ["1", "1"]
 
 
+class Held(Backoff):
+    """Until a test has seen what it wants to see."""
+
+    def next(self) -> float:
+        self.failures += 1
+        return 3600.0
+
+
 def test_a_runner_that_dies_is_brought_back_with_its_model(device: Device) -> None:
     device.deploy(ONE)
-    pid = device.runner()
+    pid, running = device.runner(), device.machine._pipelines["main"].running
+    running.backoff = Held(0.0, 0.0)
     os.kill(pid, signal.SIGKILL)
-    device.until(lambda main: "SIGKILL" in main.fault or main.serving is None)
+    device.until(lambda main: "SIGKILL" in main.fault and main.serving is None)
+    device.machine.poke(lambda: setattr(running, "_again_at", 0.0))
     device.until(lambda main: not main.fault)
     device.serves(ONE)
     assert device.runner() != pid
