@@ -7,6 +7,7 @@ import queue
 import signal
 import socket
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -46,14 +47,21 @@ def listeners(port: int) -> set[int]:
         for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
         if line.split()[3] == "0A" and int(line.split()[1].split(":")[1], 16) == port
     }
-    children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
-    pids = {int(pid) for file in children for pid in file.read_text().split()}
-    return {
-        pid
-        for pid in pids
-        for one in Path(f"/proc/{pid}/fd").iterdir()
-        if one.is_symlink() and any(f"socket:[{inode}]" == os.readlink(one) for inode in wanted)
-    }
+    found: set[int] = set()
+    for task in Path(f"/proc/{os.getpid()}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # threads end
+            pids = [int(pid) for pid in (task / "children").read_text().split()]
+            found.update(pid for pid in pids if any(f"socket:[{inode}]" in files(pid) for inode in wanted))
+    return found
+
+
+def files(pid: int) -> set[str]:
+    """What a process has open."""
+    found = set()
+    for one in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # files are closed
+            found.add(os.readlink(one))
+    return found
 
 
 def test_a_process_that_dies_comes_back(tmp_path: Path) -> None:
