@@ -151,11 +151,17 @@ def test_what_a_status_means(
         fetch(store, http)
 
 
-def test_a_slow_drip_is_left_and_what_came_is_kept(store: BlobStore, http: Http, served: Server) -> None:
-    served.faults[PATH] = Fault(drip=True, times=1)
-    with pytest.raises(Unavailable, match="bytes a second"):
-        fetch(store, http)
+def test_a_slow_drip_is_left_and_what_came_is_kept(
+    store: BlobStore, http: Http, hasty: Http, served: Server
+) -> None:
+    served.faults[PATH] = Fault(drip=True)
+    for _ in range(30):  # a busy machine may be left before the first byte
+        with pytest.raises(Unavailable, match="bytes a second"):
+            fetch(store, hasty)
+        if part(store).stat().st_size > 0:
+            break
     assert part(store).stat().st_size > 0
+    del served.faults[PATH]
     assert fetch(store, http).read_bytes() == BLOB
 
 
