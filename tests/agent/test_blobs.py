@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import missing
 from edgeward_agent.blobs import BlobStore
 from edgeward_agent.http import Http
 from edgeward_wire.errors import Rejected, Unavailable
@@ -193,7 +194,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     path.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(path)]
     if os.geteuid() != 0 or shutil.which("mount") is None or subprocess.run(mount, check=False).returncode:
-        pytest.skip("mounting a small disk needs root")
+        missing("the right to mount a small disk")
     yield path
     subprocess.run(["umount", "-l", str(path)], check=True)
 

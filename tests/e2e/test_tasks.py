@@ -16,7 +16,7 @@ import pytest
 from ports import free_port
 from stack import Stack
 
-from conftest import missing
+from conftest import missing, need
 from edgeward_agent.config import load_config
 from edgeward_wire.topics import up
 from runtime import builders
@@ -110,7 +110,7 @@ def test_voice_activity(stack: Stack, listen: Callable[[str, int], list[Any]], t
 
 def test_rows_of_numbers_are_asked_for_over_http(stack: Stack, tmp_path: Path) -> None:
     """A forest of scikit-learn's: no source delivers rows, so its pipeline has none and serves who asks."""
-    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    need("sklearn")
     built = stack.ctl("model", "zoo", "build", "digits-forest", "--out", str(tmp_path), "--json")
     assert built.returncode == 0, built.stderr
     (model,) = tmp_path.glob("*.onnx")
