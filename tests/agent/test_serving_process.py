@@ -36,7 +36,7 @@ class Kept:
 
     def stop(self) -> None:
         self.serving.stop(True)
-        self.thread.join(30)
+        self.thread.join(60)
         assert not self.thread.is_alive()
 
 
@@ -67,10 +67,10 @@ def files(pid: int) -> set[str]:
 def test_a_process_that_dies_comes_back(tmp_path: Path) -> None:
     kept = Kept(start(tmp_path))
     try:
-        port = kept.ports.get(timeout=30)
+        port = kept.ports.get(timeout=60)
         (pid,) = listeners(port)
         os.kill(pid, signal.SIGKILL)
-        again = kept.ports.get(timeout=30)
+        again = kept.ports.get(timeout=60)
         assert listeners(again)
     finally:
         kept.stop()
@@ -89,7 +89,7 @@ def test_a_port_that_is_taken_is_said_and_tried_again(
                 kept.thread.join(0.05)
                 assert kept.thread.is_alive()
             other.close()
-            assert kept.ports.get(timeout=30) == port
+            assert kept.ports.get(timeout=60) == port
         finally:
             kept.stop()
 

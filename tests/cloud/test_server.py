@@ -103,7 +103,7 @@ def client(settings: Settings) -> httpx.Client:
     tls = ssl.create_default_context(cafile=str(Pki(settings.pki).server_ca))
     token = new_token(settings.operators_file, "ann")
     headers = {"Authorization": f"Bearer {token}"}
-    return httpx.Client(base_url=settings.url, verify=tls, headers=headers, timeout=20)
+    return httpx.Client(base_url=settings.url, verify=tls, headers=headers, timeout=60)
 
 
 def waited(condition: Any, what: str) -> Any:

@@ -271,7 +271,7 @@ class Terminal:
                 self.shown += piece.decode(errors="replace")
         os.close(self._mine)
         assert "Traceback" not in self.shown
-        return self.process.wait(30)
+        return self.process.wait(60)
 
 
 def test_on_a_terminal_there_are_bars(play: Play) -> None:

@@ -29,7 +29,7 @@ topic readwrite edgeward/v1/#
 """
 
 
-def eventually(condition: Callable[[], object], within_s: float = 20.0) -> None:
+def eventually(condition: Callable[[], object], within_s: float = 60.0) -> None:
     """Wait until it holds."""
     until = monotonic() + within_s
     pause = threading.Event()
@@ -96,7 +96,7 @@ class Broker:
         """Stop it in order: it keeps what is retained."""
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(10)
+            self._process.wait(60)
             self._process = None
 
 
@@ -127,7 +127,7 @@ class CloudClient:
         self._client.on_message = lambda client, data, message: self._hear(message)
         self._client.connect("127.0.0.1", broker_port)
         self._client.loop_start()
-        assert self._subscribed.wait(10)
+        assert self._subscribed.wait(60)
 
     def _hear(self, message: MQTTMessage) -> None:
         with self._lock:
