@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from importlib.util import find_spec
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -23,3 +24,10 @@ def missing(part: str) -> None:
     if os.environ.get("CI") == "true":
         pytest.fail(f"{part} is missing on a CI machine")
     pytest.skip(f"{part} is missing")
+
+
+def need(*modules: str) -> None:
+    """Packages of the environment for development, which others may lack."""
+    for module in modules:
+        if find_spec(module) is None:
+            missing(f"the package {module}")

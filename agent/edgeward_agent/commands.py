@@ -182,14 +182,15 @@ class Commands:
         number, benchmark, began = self._at_work
         benchmark.stop()
         self._at_work = None
-        self._conclude(number, "failed", reason, began=began)
         self._hooks.prune()
+        self._conclude(number, "failed", reason, began=began)
 
     def _ended(self, outcome: Outcome) -> None:
         assert self._at_work is not None
         number, benchmark, began = self._at_work
         facts = benchmark.facts(self._hooks.beside())
         self._at_work = None
+        self._hooks.prune()  # before the answer: what is fetched after it must not be taken for a leftover
         if isinstance(outcome, Verdict):
             self._conclude(number, "done", outcome.reason, began=began, verdict=outcome, machine=facts)
         else:
@@ -197,7 +198,6 @@ class Commands:
             refused = isinstance(outcome, Rejected) and benchmark.phase == "verifying"
             state: CommandState = "refused" if refused else "failed"
             self._conclude(number, state, str(outcome), began=began, machine=facts)
-        self._hooks.prune()
 
     def _conclude(
         self,

@@ -9,7 +9,7 @@ import pytest
 
 from edgeward_agent.http import Http, anchored
 from edgeward_agent.identity import Identity
-from sim.device import HASTY, Device, write_identity
+from sim.device import HASTY, PATIENT, Device, write_identity
 from sim.pki import Authority
 from sim.repository import Repository
 from sim.server import Server
@@ -63,7 +63,15 @@ def identity(
 
 @pytest.fixture
 def http(server: Server, server_authority: Authority) -> Iterator[Http]:
-    """A hasty client of that server."""
+    """A client of that server."""
+    http = Http(server.url, anchored(server_authority.pem), patience=PATIENT)
+    yield http
+    http.close()
+
+
+@pytest.fixture
+def hasty(server: Server, server_authority: Authority) -> Iterator[Http]:
+    """One that leaves it soon when too little comes."""
     http = Http(server.url, anchored(server_authority.pem), patience=HASTY)
     yield http
     http.close()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import missing
 from edgeward_agent.blobs import BlobStore
 from edgeward_agent.http import Http
 from edgeward_wire.errors import Rejected, Unavailable
@@ -151,11 +152,17 @@ def test_what_a_status_means(
         fetch(store, http)
 
 
-def test_a_slow_drip_is_left_and_what_came_is_kept(store: BlobStore, http: Http, served: Server) -> None:
-    served.faults[PATH] = Fault(drip=True, times=1)
-    with pytest.raises(Unavailable, match="bytes a second"):
-        fetch(store, http)
+def test_a_slow_drip_is_left_and_what_came_is_kept(
+    store: BlobStore, http: Http, hasty: Http, served: Server
+) -> None:
+    served.faults[PATH] = Fault(drip=True)
+    for _ in range(30):  # a busy machine may be left before the first byte
+        with pytest.raises(Unavailable, match="bytes a second"):
+            fetch(store, hasty)
+        if part(store).stat().st_size > 0:
+            break
     assert part(store).stat().st_size > 0
+    del served.faults[PATH]
     assert fetch(store, http).read_bytes() == BLOB
 
 
@@ -187,7 +194,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     path.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(path)]
     if os.geteuid() != 0 or shutil.which("mount") is None or subprocess.run(mount, check=False).returncode:
-        pytest.skip("mounting a small disk needs root")
+        missing("the right to mount a small disk")
     yield path
     subprocess.run(["umount", "-l", str(path)], check=True)
 

@@ -19,6 +19,7 @@ from agent.test_machine import ONE, THREE, TWO, WAIT_S, Device, put
 from edgeward_agent.commands import REMEMBERED, Circumstances, judge
 from edgeward_agent.lifetime import Pulse
 from edgeward_agent.lookout import Lookout
+from edgeward_agent.supply import Ticket
 from edgeward_wire.command import MAX_COMMAND_BYTES, Bench, Command, CommandResponse
 from edgeward_wire.document import parse
 from edgeward_wire.errors import Rejected, Unavailable
@@ -197,6 +198,37 @@ def test_a_bench_measures_and_changes_nothing(device: Asked) -> None:
     assert device.has_blobs(ONE)
     assert device.deploy(TWO).result == "succeeded"
     assert device.qualified() == ["1", "2", "2"], "a bench's verdict decides nothing"
+
+
+class Heedful(Outlet):
+    """Looks for a blob once the blob thread has done what it was asked before the last answer."""
+
+    def __init__(self, device: Asked, blob: Path) -> None:
+        super().__init__()
+        self._device, self._blob = device, blob
+        self.there: queue.SimpleQueue[bool] = queue.SimpleQueue()
+
+    def respond(self, answer: CommandResponse) -> bool:
+        if answer.final:
+            look = Ticket(refs=(), done=lambda _fault: self.there.put(self._blob.exists()))
+            self._device.supply.submit(look)
+        return super().respond(answer)
+
+
+@pytest.mark.parametrize("superseded", [False, True])
+def test_nothing_is_forgotten_after_the_answer(device: Asked, superseded: bool) -> None:
+    """Whoever has the answer may fetch the same blobs again."""
+    device.deploy(ONE)
+    measured = hang(device) if superseded else device.release(TWO)
+    blob = device.state / "blobs" / measured.variants["int8"].model.sha256
+    assert blob.exists()
+    device.outlet = outlet = Heedful(device, blob)
+    device.reporter.attach(outlet)
+    if superseded:
+        device.assign(THREE)
+    else:
+        device.bench(TWO)
+    assert not outlet.there.get(timeout=WAIT_S)
 
 
 def test_a_bench_of_what_serves_keeps_its_blobs(device: Asked) -> None:

@@ -12,7 +12,7 @@ import pytest
 from edgeward_agent.http import Answer, Http, anchored, refusal
 from edgeward_wire.ack import Refresh
 from edgeward_wire.errors import Rejected, Unavailable
-from sim.device import HASTY
+from sim.device import PATIENT
 from sim.pki import Authority
 from sim.server import Fault, Reply, Request, Server
 
@@ -68,11 +68,11 @@ def test_redirects_are_not_followed(server: Server, http: Http) -> None:
 
 
 @pytest.mark.parametrize("fault", [Fault(drip=True), Fault(drip_headers=True)])
-def test_a_server_that_drips_does_not_hold_a_thread(server: Server, http: Http, fault: Fault) -> None:
+def test_a_server_that_drips_does_not_hold_a_thread(server: Server, hasty: Http, fault: Fault) -> None:
     server.files["/a"] = b"x" * 10_000
     server.faults["/a"] = fault
     with pytest.raises(Unavailable, match="fewer than 64 bytes a second"):
-        http.get("/a", limit=10_000)
+        hasty.get("/a", limit=10_000)
 
 
 def test_a_stop_ends_a_request_that_waits(server: Server, server_authority: Authority) -> None:
@@ -97,7 +97,7 @@ def test_a_damaged_anchor_is_named() -> None:
 
 
 def test_a_server_of_another_ca_is_not_trusted(server: Server) -> None:
-    http = Http(server.url, anchored(Authority.make("Someone else").pem), patience=HASTY)
+    http = Http(server.url, anchored(Authority.make("Someone else").pem), patience=PATIENT)
     with pytest.raises(Unavailable, match="does not trust") as caught:
         http.get("/a", limit=10)
     assert "clock" in caught.value.next_step
@@ -106,14 +106,14 @@ def test_a_server_of_another_ca_is_not_trusted(server: Server) -> None:
 
 def test_a_server_under_another_name_is_not_trusted(server: Server, server_authority: Authority) -> None:
     url = server.url.replace("127.0.0.1", "127.0.0.2")
-    http = Http(url, anchored(server_authority.pem), patience=HASTY)
+    http = Http(url, anchored(server_authority.pem), patience=PATIENT)
     with pytest.raises(Unavailable):
         http.get("/a", limit=10)
     http.close()
 
 
 def test_a_cloud_that_is_away(server_authority: Authority) -> None:
-    http = Http("https://127.0.0.1:1", anchored(server_authority.pem), patience=HASTY)
+    http = Http("https://127.0.0.1:1", anchored(server_authority.pem), patience=PATIENT)
     with pytest.raises(Unavailable, match=r"127\.0\.0\.1:1 cannot be reached") as caught:
         http.get("/a", limit=10)
     assert "Check the network" in caught.value.next_step

@@ -17,7 +17,7 @@ import pytest
 from edgeward_agent.lifetime import Lifetime, Pulse
 from edgeward_agent.notify import Notifier
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 
 class Manager:
@@ -105,7 +105,7 @@ def end(orderly):
     print("stop work", orderly, flush=True)
     stop.set()
 
-lifetime.thread("work", work, end, limit_s=0.3)
+lifetime.thread("work", work, end, limit_s=0.3 if mode == "stuck" else 60)
 sys.exit(lifetime.run())
 """
 

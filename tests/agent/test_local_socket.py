@@ -29,6 +29,7 @@ from edgeward_wire.errors import Rejected, Unavailable
 from edgeward_wire.result import ResultMessage
 from runtime.builders import picture_directory
 from runtime.bundles import Bundle, colour_bundle
+from sim.broker import eventually
 
 
 class Served:
@@ -49,7 +50,7 @@ class Served:
 
     def raw(self) -> socket.socket:
         link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        link.settimeout(20)
+        link.settimeout(60)
         link.connect(os.path.relpath(self.run / "main.sock"))
         return link
 
@@ -98,13 +99,13 @@ def test_descriptors_come_along_and_are_closed(served: Served, tmp_path: Path) -
         socket.send_fds(link, [b'{"want": "echo"}\n'], [five.fileno()])
         assert json.loads(stream.readline())["files"] == [5]
         assert stream.read() == b""  # the server has closed its end, and what came with it
-        assert len(os.listdir("/proc/self/fd")) <= before
+        eventually(lambda: len(os.listdir("/proc/self/fd")) <= before)
 
 
 def test_a_reader_hears_its_source_only(served: Served) -> None:
     heard = local_socket.results(served.run, "main", "cam")
     assert next(heard) == b""  # nothing is there yet
-    assert served.somebody.wait(20)
+    assert served.somebody.wait(60)
     served.server.publish("door", b'{"source":"door"}')
     served.server.publish("cam", b'{"source":"cam"}')
     assert next(line for line in heard if line) == b'{"source":"cam"}'
@@ -113,7 +114,7 @@ def test_a_reader_hears_its_source_only(served: Served) -> None:
 def test_who_does_not_read_loses_and_is_told(served: Served) -> None:
     with served.raw() as link, link.makefile("rb") as stream:
         link.sendall(b'{"want": "results"}\n')
-        assert served.somebody.wait(20)
+        assert served.somebody.wait(60)
         line = json.dumps({"n": "x" * 4000}).encode()
         count = 2000
         for _ in range(count):  # far more than the kernel and the queue hold: none of it may block
@@ -146,7 +147,7 @@ def test_a_reader_that_goes_is_noticed(served: Served) -> None:
     link = served.raw()
     link.sendall(b'{"want": "results"}\n')
     link.close()
-    assert gone.wait(20)
+    assert gone.wait(60)
 
 
 def test_connections_are_bounded(served: Served) -> None:
@@ -235,7 +236,7 @@ def test_a_frame_with_what_was_seen_in_it(
     with pytest.raises(Unavailable, match="no source 'door'"):
         local_socket.frame(run, "main", "door")
     runner.hang_up()
-    assert runner.process.wait(15) == 0
+    assert runner.process.wait(60) == 0
     assert local_socket.pipelines(run) == []
 
 
@@ -277,20 +278,20 @@ def test_results_on_the_command_line(runner: Child, bundle: Bundle, tmp_path: Pa
     assert sink.stderr is not None
     assert b"waiting for the next" in sink.stderr.readline()  # it outlives a runner
     sink.send_signal(signal.SIGINT)
-    sink.communicate(timeout=30)
+    sink.communicate(timeout=60)
     assert sink.returncode == 130
 
 
 def test_of_sound_there_is_a_result_and_no_picture() -> None:
     shots: Shots[str] = Shots(["mic"])
     asked: list[Shot[str]] = []
-    asker = threading.Thread(target=lambda: asked.append(shots.ask("mic", 20)))
+    asker = threading.Thread(target=lambda: asked.append(shots.ask("mic", 60)))
     asker.start()
     while not shots.wanted(0):
         threading.Event().wait(0.001)
     sound = np.zeros(160, np.float32)
     shots.give(Frame(0, sound, captured_at=0, capture_ms=0, decode_ms=0, rate=16_000), "speech")
-    asker.join(20)
+    asker.join(60)
     assert asked[0].result == "speech"
     assert asked[0].jpeg(100) == (b"", 0, 0)
     assert shots.ask("mic", 0) is asked[0]  # nothing newer came

@@ -18,6 +18,7 @@ import pytest
 
 from agent.models import assignment, manifest, row
 from edgeward_agent import machine as machinery
+from edgeward_agent.backoff import Backoff
 from edgeward_agent.blobs import BlobStore
 from edgeward_agent.config import Config, Pipeline, QualifySettings, Source, TelemetrySettings
 from edgeward_agent.floors import Floors
@@ -388,11 +389,21 @@ def test_a_stop_in_qualify_begins_it_again(device: Device) -> None:
     assert device.qualified() == ["1", "1"]
 
 
+class Held(Backoff):
+    """Until a test has seen what it wants to see."""
+
+    def next(self) -> float:
+        self.failures += 1
+        return 3600.0
+
+
 def test_a_runner_that_dies_is_brought_back_with_its_model(device: Device) -> None:
     device.deploy(ONE)
-    pid = device.runner()
+    pid, running = device.runner(), device.machine._pipelines["main"].running
+    running.backoff = Held(0.0, 0.0)
     os.kill(pid, signal.SIGKILL)
-    device.until(lambda main: "SIGKILL" in main.fault or main.serving is None)
+    device.until(lambda main: "SIGKILL" in main.fault and main.serving is None)
+    device.machine.poke(lambda: setattr(running, "_again_at", 0.0))
     device.until(lambda main: not main.fault)
     device.serves(ONE)
     assert device.runner() != pid
@@ -551,15 +562,23 @@ def test_a_full_disk_fails_the_update_and_the_old_model_goes_on(
 
 def test_a_full_disk_at_commit_rolls_back(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     device.deploy(ONE)
-    device.assign(TWO, probation_s=1.5)
-    device.serves(TWO, committed=False)
-
-    def full(_descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     real = os.fsync
-    monkeypatch.setattr(os, "fsync", full)
-    update = device.ended(TWO)
+    is_full = threading.Event()
+
+    def fill(descriptor: int) -> None:
+        """From the first journal on that has the new model committed, the disk takes nothing more."""
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if path.name == ".journal.json.new" and not is_full.is_set():
+            main = json.loads(path.read_bytes())["pipelines"]["main"]
+            if main["committed"]["row"]["model"]["path"] == row(TWO).model.path:
+                is_full.set()
+        if is_full.is_set():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fill)
+    update = device.deploy(TWO)
+    assert is_full.is_set()
     assert update.result == "failed_rolled_back"
     device.serves(ONE)
     monkeypatch.setattr(os, "fsync", real)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -252,10 +251,7 @@ def test_patience_is_for_all_waits_together(orin: Path) -> None:
     assert cool.wait() > 0
     assert cool.disturbed()
     assert said == ["The device is at 80 °C; max_temp_c is 60. It waits at most 0 s for the device to cool."]
-    started = time.monotonic()
-    for _ in range(20):
-        cool.wait()
-    assert time.monotonic() - started < 10, "it has given up for good"
+    assert [cool.wait() for _ in range(20)] == [0.0] * 20, "it has given up for good"
 
 
 def test_what_was_throttled_while_it_was_measured_is_known(orin: Path) -> None:

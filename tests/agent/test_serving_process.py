@@ -7,9 +7,11 @@ import queue
 import signal
 import socket
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 from edgeward_agent.backoff import Backoff
 from edgeward_agent.config import ServeSettings, load_config
@@ -34,7 +36,7 @@ class Kept:
 
     def stop(self) -> None:
         self.serving.stop(True)
-        self.thread.join(30)
+        self.thread.join(60)
         assert not self.thread.is_alive()
 
 
@@ -45,23 +47,30 @@ def listeners(port: int) -> set[int]:
         for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
         if line.split()[3] == "0A" and int(line.split()[1].split(":")[1], 16) == port
     }
-    children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
-    pids = {int(pid) for file in children for pid in file.read_text().split()}
-    return {
-        pid
-        for pid in pids
-        for one in Path(f"/proc/{pid}/fd").iterdir()
-        if one.is_symlink() and any(f"socket:[{inode}]" == os.readlink(one) for inode in wanted)
-    }
+    found: set[int] = set()
+    for task in Path(f"/proc/{os.getpid()}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # threads end
+            pids = [int(pid) for pid in (task / "children").read_text().split()]
+            found.update(pid for pid in pids if any(f"socket:[{inode}]" in files(pid) for inode in wanted))
+    return found
+
+
+def files(pid: int) -> set[str]:
+    """What a process has open."""
+    found = set()
+    for one in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # files are closed
+            found.add(os.readlink(one))
+    return found
 
 
 def test_a_process_that_dies_comes_back(tmp_path: Path) -> None:
     kept = Kept(start(tmp_path))
     try:
-        port = kept.ports.get(timeout=30)
+        port = kept.ports.get(timeout=60)
         (pid,) = listeners(port)
         os.kill(pid, signal.SIGKILL)
-        again = kept.ports.get(timeout=30)
+        again = kept.ports.get(timeout=60)
         assert listeners(again)
     finally:
         kept.stop()
@@ -72,15 +81,15 @@ def test_a_process_that_dies_comes_back(tmp_path: Path) -> None:
 def test_a_port_that_is_taken_is_said_and_tried_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
+    port = free_port()  # no outgoing connection gets it when it is free again
+    with socket.create_server(("127.0.0.1", port)) as other:
         kept = Kept(start(tmp_path, port))
         try:
             while not any("in use" in record.message for record in caplog.records):
                 kept.thread.join(0.05)
                 assert kept.thread.is_alive()
             other.close()
-            assert kept.ports.get(timeout=30) == port
+            assert kept.ports.get(timeout=60) == port
         finally:
             kept.stop()
 

@@ -14,6 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from conftest import missing
 from edgeward_agent import spool as spool_module
 from edgeward_agent.segments import Outgoing, merge_pairs
 from edgeward_agent.spool import BATCH, Spool
@@ -245,12 +246,10 @@ def test_merging_keeps_order_and_leaves_events_where_they_are() -> None:
 @contextlib.contextmanager
 def small_disk(path: Path, size: str) -> Iterator[Path]:
     """A tmpfs of its own; needs root."""
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("mounting a small disk needs root")
     path.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], check=False)
-    if mounted.returncode:
-        pytest.skip("mounting is not allowed here")
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path]
+    if os.geteuid() != 0 or shutil.which("mount") is None or subprocess.run(mount, check=False).returncode:
+        missing("the right to mount a small disk")
     try:
         yield path
     finally:

@@ -16,7 +16,7 @@ from edgeward_agent.lifetime import Pulse
 from edgeward_agent.supply import Supply, Ticket
 from edgeward_wire.errors import Unavailable
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 import pytest
 from tuf.api.exceptions import ExpiredMetadataError
 
+from edgeward_agent.http import Http
 from edgeward_agent.trust import BUILD_TIME, _Fetcher, _Look
 from edgeward_wire.errors import Rejected, Unavailable
 from edgeward_wire.manifest import ModelRef
@@ -479,8 +480,10 @@ def test_endless_metadata_is_refused(device: Device, server: Server) -> None:
 
 
 @pytest.mark.parametrize("fault", [Fault(drip=True), Fault(drip_headers=True)])
-def test_a_server_that_drips_is_left(device: Device, server: Server, fault: Fault) -> None:
+def test_a_server_that_drips_is_left(device: Device, hasty: Http, server: Server, fault: Fault) -> None:
     server.faults[TIMESTAMP] = fault
+    device.http = hasty
+    device.restart()
     with pytest.raises(Unavailable, match="bytes a second"):
         device.registry.check()
 

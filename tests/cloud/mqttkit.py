@@ -27,7 +27,7 @@ from edgeward_wire.ack import Ack
 from edgeward_wire.command import CommandResponse
 from edgeward_wire.document import Document
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 def need_mosquitto() -> None:

@@ -97,14 +97,14 @@ def test_the_same_blob_from_many_at_once_lands_once(store: BlobStore) -> None:
     def work() -> None:
         with store.writer(digest(data), len(data)) as writer:
             writer.write(data)
-            gate.wait(10)
+            gate.wait(60)
             won.append(writer.commit())
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert sorted(won) == [False] * 7 + [True]
     assert store.path(digest(data)).read_bytes() == data
     assert left_over(store) == []

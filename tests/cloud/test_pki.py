@@ -74,7 +74,7 @@ def shake_hands(
                 raise ssl.SSLError("closed")
     finally:
         ours.close()
-        thread.join(10)
+        thread.join(60)
     return seen[0]
 
 

@@ -162,7 +162,7 @@ def test_two_operators_at_the_same_moment_both_land(settings: Settings, client: 
 
     def work(name: str) -> None:
         registry, operator = Registry(settings), Operator(settings, name)
-        gate.wait(10)
+        gate.wait(60)
         for number in range(each):
             manifest = make_manifest(registry.blobs, f"net-{name}", str(number))
             while True:

@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
+from ports import until_free
 
 from cloud.apikit import DeviceKit
 from cloud.kit import Operator, make_cloud, make_manifest, ref_of
@@ -102,7 +103,7 @@ def client(settings: Settings) -> httpx.Client:
     tls = ssl.create_default_context(cafile=str(Pki(settings.pki).server_ca))
     token = new_token(settings.operators_file, "ann")
     headers = {"Authorization": f"Bearer {token}"}
-    return httpx.Client(base_url=settings.url, verify=tls, headers=headers, timeout=20)
+    return httpx.Client(base_url=settings.url, verify=tls, headers=headers, timeout=60)
 
 
 def waited(condition: Any, what: str) -> Any:
@@ -137,6 +138,7 @@ def test_the_whole_way_and_a_restart_that_loses_nothing(settings: Settings, tmp_
         refused = http.get(f"/blobs/sha256/{'0' * 64}", headers={"Authorization": "Bearer x"})
         assert (refused.status_code, len(refused.headers.get_list("date"))) == (401, 1)
         assert cloud.stop(signal.SIGKILL) == -signal.SIGKILL
+    until_free(settings.broker.port)  # Mosquitto ends with it, but not at once
     device = MqttDevice(settings, "d1", tmp_path / "d1", enrolled.certificate_pem, kit.key_pem)
     with up(settings), client(settings) as http, device:
         device.send("telemetry", window(20, start=time.time() - 30))

@@ -15,7 +15,7 @@ from edgeward_cloud.registry import Registry
 from edgeward_cloud.settings import Settings
 from edgeward_wire.assignment import Assignment
 from edgeward_wire.errors import Rejected, Unavailable
-from sim.device import DEVICE, HASTY, Device, write_identity
+from sim.device import DEVICE, PATIENT, Device, write_identity
 from sim.pki import Authority
 from sim.server import Server
 
@@ -35,7 +35,7 @@ class World:
         identity = write_identity(
             tmp_path / "state", servers, Authority.make("Devices"), url=server.url, root=root
         )
-        http = Http(server.url, anchored(servers.pem), patience=HASTY)
+        http = Http(server.url, anchored(servers.pem), patience=PATIENT)
         self.device = Device(identity, http, tmp_path / "state", self.now)
 
     def serve(self) -> None:

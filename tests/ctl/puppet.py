@@ -23,7 +23,7 @@ from edgeward_wire.reported import PipelineReport, Reported, Serving, Update
 from edgeward_wire.status import Status
 from edgeward_wire.verdict import Plan, PlanOutcome, Verdict
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 PLAN = Plan(provider="CPUExecutionProvider", variant="int8", threads=1)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import need
 from edgeward_ctl.cli import main
 from runtime import builders
 
@@ -35,7 +36,7 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_a_table_a_page_and_a_plot(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
+    need("matplotlib")
     done = ctl(*pair, "--runs", 3, "--markdown", tmp_path / "b.md", "--plot", tmp_path / "b.svg")
     assert done.returncode == 0, done.stderr
     assert "speed-up" in done.stdout

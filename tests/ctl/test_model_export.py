@@ -13,11 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("sklearn", reason="scikit-learn is not installed here")
-pytest.importorskip("skl2onnx", reason="skl2onnx is not installed here")
-
+from conftest import need
 from ctl.conftest import AGENT_CTL, Done, finish
 from edgeward_ctl import cli
+
+
+@pytest.fixture(autouse=True)
+def packages() -> None:
+    need("sklearn", "skl2onnx")
+
 
 CODE = """
 import sys

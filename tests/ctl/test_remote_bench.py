@@ -337,7 +337,9 @@ def test_an_offline_device_is_exit_3_before_any_work(
 
 
 def test_time_is_up_ctrl_c_leaves_it_and_the_same_command_watches_on(
+    office: Office,
     profile: Profile,
+    client: Client,
     device: Answering,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -355,6 +357,8 @@ def test_time_is_up_ctrl_c_leaves_it_and_the_same_command_watches_on(
     said = capsys.readouterr().err
     assert "d1 goes on measuring" in said
     assert "same command again" in said
+    # Else its end could overtake what it answered first, or be told of no command.
+    office.stack.wait_for(lambda: client.commands("d1", 1)[0].state == "running", "its first answer")
     [command] = device.came
 
     device.say(command, response("done", verdict=verdict(*OUTCOMES)))

@@ -93,7 +93,7 @@ def device(desk: Office) -> Iterator[Puppet]:
 
 
 def until(condition: Any) -> Any:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not (found := condition()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -127,7 +127,7 @@ def test_following_tells_what_is_new_and_ctrl_c_ends_it(desk: Office, device: Pu
                 assert said["top"][0]["label"] == label
                 break
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (130, "", "")
 
 
@@ -174,5 +174,5 @@ def test_the_subscriber_of_the_documentation_runs(desk: Office, device: Puppet, 
     assert topic == "edgeward/v1/cam-1/up/result"
     assert json.loads(payload)["top"][0]["label"] == "heard"
     process.terminate()
-    process.wait(20)
+    process.wait(60)
     process.stdout.close()

@@ -38,8 +38,7 @@ def one(fleet: Fleet) -> Iterator[Fleet]:
     stack.start_agent(DEVICE)
     try:
         fleet.wait(lambda: fleet.device(DEVICE)["online"], f"{DEVICE} to be online")
-        done = fleet.deploy(LITE0, fleet=MEASURED)
-        assert done.returncode == 0, done.stderr
+        fleet.deployed(LITE0, fleet=MEASURED)
         yield fleet
     finally:
         stack.stop(DEVICE)
@@ -80,7 +79,7 @@ def test_a_file_is_measured_while_the_pipeline_goes_on_serving(one: Fleet) -> No
     one.goes_on_serving(DEVICE)
     assert serving(one) == before
     assert not one.pipeline(DEVICE)["fault"]
-    assert one.gaps(DEVICE) == 0
+    one.wait(lambda: one.gaps(DEVICE) == 0, "all windows to be stored")
 
 
 def steal_the_cloud(fleet: Fleet, command: Command) -> None:
@@ -133,5 +132,5 @@ def test_an_assignment_during_a_bench_wins(one: Fleet) -> None:
     assert ended.reason.startswith("superseded")
     one.wait(lambda: api.rollout(rollout.id).state != "running", "the rollout's end")
     assert [target.result for target in api.rollout(rollout.id).targets] == ["succeeded"]
-    one.wait(lambda: one.serving(DEVICE) == newer.path, f"{DEVICE} to serve the newer model")
+    one.serving(DEVICE, newer.path)
     one.goes_on_serving(DEVICE)

@@ -14,6 +14,7 @@ from time import monotonic
 
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from ports import free_port
 
 from edgeward_wire.ack import Ack, Stream
 from edgeward_wire.document import Document
@@ -28,7 +29,7 @@ topic readwrite edgeward/v1/#
 """
 
 
-def eventually(condition: Callable[[], object], within_s: float = 20.0) -> None:
+def eventually(condition: Callable[[], object], within_s: float = 60.0) -> None:
     """Wait until it holds."""
     until = monotonic() + within_s
     pause = threading.Event()
@@ -40,12 +41,6 @@ def eventually(condition: Callable[[], object], within_s: float = 20.0) -> None:
 def find_mosquitto() -> str | None:
     """Its path; Debian keeps it out of a user's PATH."""
     return shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 class Broker:
@@ -101,7 +96,7 @@ class Broker:
         """Stop it in order: it keeps what is retained."""
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(10)
+            self._process.wait(60)
             self._process = None
 
 
@@ -132,7 +127,7 @@ class CloudClient:
         self._client.on_message = lambda client, data, message: self._hear(message)
         self._client.connect("127.0.0.1", broker_port)
         self._client.loop_start()
-        assert self._subscribed.wait(10)
+        assert self._subscribed.wait(60)
 
     def _hear(self, message: MQTTMessage) -> None:
         with self._lock:

@@ -15,8 +15,11 @@ from sim.pki import Authority, key_pem, new_key
 
 DEVICE = "edge-01a"
 
-HASTY = Patience(connect_s=5, read_s=5, window_s=1.0, rate=64)
-"""Loses its patience quickly, so that tests need not wait."""
+PATIENT = Patience(connect_s=60, read_s=60, window_s=60.0, rate=64)
+"""Bears a machine that is busy with other things."""
+
+HASTY = Patience(connect_s=60, read_s=60, window_s=1.0, rate=64)
+"""Leaves a server that drips after a second: for tests of just that, which need not wait."""
 
 
 def write_identity(

@@ -110,7 +110,7 @@ class _Listener(ThreadingHTTPServer):
 
     def get_request(self) -> tuple[Any, Any]:
         raw, address = super().get_request()
-        raw.settimeout(10)
+        raw.settimeout(60)
         connection = self._context.wrap_socket(raw, server_side=True, do_handshake_on_connect=False)
         self._open.add(connection)
         return connection, address
