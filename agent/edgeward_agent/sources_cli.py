@@ -248,8 +248,6 @@ def _from_the_agent(state: Path, pipeline: str, source: str, suffix: str) -> byt
 
 def chosen(config: Config, wanted: str) -> tuple[str, SourceSpec]:
     """(pipeline, source) of that name; else ("", whatever is at that address). Raises Rejected."""
-    from edgeward_agent.messages import SourceSpec
-
     found = [
         (name, spec)
         for name, pipeline in config.pipelines.items()
@@ -259,7 +257,23 @@ def chosen(config: Config, wanted: str) -> tuple[str, SourceSpec]:
     if len(found) > 1:
         names = " or ".join(f"{name}/{spec.name}" for name, spec in found)
         raise Rejected(f"Several sources are called {wanted}.", f"Name one wholly: {names}.")
-    return found[0] if found else ("", SourceSpec(name="snapshot", uri=wanted))
+    return found[0] if found else ("", _unnamed(wanted))
+
+
+def _unnamed(uri: str) -> SourceSpec:
+    """Whatever is at this address. Raises Rejected."""
+    from pydantic import ValidationError
+
+    from edgeward_agent.messages import SourceSpec
+    from edgeward_wire.document import faults
+
+    try:
+        return SourceSpec(name="snapshot", uri=uri)
+    except ValidationError as error:
+        raise Rejected(
+            f"What is named is neither a source nor an address: {faults(error)}.",
+            "See `edgeward-agent sources`.",
+        ) from None
 
 
 def save(path: Path, raw: bytes, *, force: bool) -> None:

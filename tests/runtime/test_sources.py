@@ -93,6 +93,46 @@ def test_what_is_not_there_is_unavailable(tmp_path: Path) -> None:
         open_source(SourceOptions("s", str(tmp_path / "v.mp4")))
 
 
+ODD = [
+    "\0",
+    "a\0b.mp4",
+    "\udcff.mp4",
+    "\udcff.wav",
+    "x" * 300,
+    "/x" * 2000,
+    "9" * 5000,
+    "\u0663",
+    "!",
+    "://",
+    "/dev/video" + "9" * 300,
+    "rtsp://cam..local/x",
+    f"rtsps://{'a' * 70}.local/x",
+    "http://.cam/x",
+    f"https://{'a' * 70}/x",
+    "http://[::1/x",
+    "http://[::1%25nowhere]:1/x",
+    "http://127.0.0.1:0/x",
+    "mic:\0",
+    "pipe:",
+    "pipe:\0",
+    "pipe:" + "x" * 300,
+]
+"""Addresses that nothing is at."""
+
+
+@pytest.mark.parametrize("uri", ["", *ODD], ids=lambda uri: ascii(uri[:30]))
+def test_an_odd_address_is_a_source_that_is_down(uri: str) -> None:
+    with Running(SourceOptions("cam", uri)) as running:
+        assert running.await_down("").endswith(".")
+
+
+def test_what_may_not_be_read_is_a_source_that_is_down(tmp_path: Path) -> None:
+    """A process's memory opens, and reading its beginning fails: as from a broken disk."""
+    (tmp_path / "s.wav").symlink_to("/proc/self/mem")
+    with Running(SourceOptions("cam", str(tmp_path / "s.wav"))) as running:
+        running.await_down("s.wav cannot be read: Input/output error.")
+
+
 def test_a_bad_picture_among_good_ones_is_passed_over(tmp_path: Path) -> None:
     directory = picture_directory(tmp_path / "p", ["red", "green"])
     (directory / "000-bad.png").write_bytes(b"bad")

@@ -24,8 +24,17 @@ from edgeward_runtime.sources.framing import Framing, untwisted
 from edgeward_runtime.sources.options import Crop, Rotation, SourceOptions
 from edgeward_wire.errors import Rejected, Unavailable
 from edgeward_wire.reported import PipelineReport, Reported, SourceReport
-from runtime.builders import COLOURS, frame, picture_file, video_file
+from runtime.builders import (
+    COLOURS,
+    frame,
+    int8_classifier,
+    labels_file,
+    picture_file,
+    sidecar_file,
+    video_file,
+)
 from runtime.capturing import Running, colour_of
+from runtime.test_sources import ODD
 from runtime.test_sources_sound import tone, wav_file
 from sim.mjpeg import MjpegCamera
 
@@ -92,6 +101,31 @@ def test_a_person_reads_a_table(
     assert f"main/gone: {tmp_path}/nowhere.mp4 is not there." in out
     assert main(["sources", *configure(tmp_path)]) == 0
     assert "No source is configured." in capsys.readouterr().out
+
+
+def test_odd_addresses_are_told_and_nothing_crashes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = [uri for uri in ODD if uri.isprintable() and not uri.isdecimal()]
+    places = configure(tmp_path, **{f"s{number}": uri for number, uri in enumerate(odd)})
+    assert main(["sources", "--json", "--seconds", "0.1", *places]) == 1
+    rows = listed(capsys)["configured"]
+    assert [(row["up"], bool(row["reason"])) for row in rows] == [(False, True)] * len(odd)
+
+
+@pytest.mark.parametrize("uri", ["", *ODD], ids=lambda uri: ascii(uri[:30]))
+def test_an_odd_address_has_no_picture(uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["snapshot", uri, "--out", str(tmp_path / "o.jpg"), *configure(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_an_odd_address_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels_file(tmp_path / "labels.txt")
+    sidecar_file(tmp_path / "m.toml")
+    model = int8_classifier(tmp_path / "m.onnx")
+    for uri in ("", "\0", "\udcff.mp4", "x" * 300, "9" * 5000, "://"):
+        assert main(["run", "--model", str(model), "--source", uri]) == 1
+        assert capsys.readouterr().err.startswith("error: ")
 
 
 @contextlib.contextmanager

@@ -100,11 +100,16 @@ class Line:
     """A connection, read with bounds."""
 
     def __init__(self, address: Address) -> None:
-        """Connect. Raises Unavailable with the reason."""
+        """Connect. Raises Unavailable with the reason; Rejected when no host can have that name."""
         self._what = address.where
         self._read = bytearray()
         try:
             self._socket = socket.create_connection((address.host, address.port), timeout=CONNECT_S)
+        except UnicodeError:  # from how Python writes names for DNS: no label, or one over 63 letters
+            raise Rejected(
+                f"{address.host[:80]} is no host's name.",
+                "Correct the address: a part of it is empty or too long.",
+            ) from None
         except socket.gaierror:
             raise Unavailable(
                 f"The host {address.host} is not known.", "Check the name and the device's DNS."

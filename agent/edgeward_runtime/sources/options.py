@@ -13,6 +13,8 @@ Polygon = tuple[tuple[float, float], ...]
 Crop = tuple[float, float, float, float]
 
 ANY = "*"
+_MAX_DIGITS = 4
+"""Of a camera's number."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class SourceOptions:
     @property
     def device(self) -> str | None:
         """The path of the V4L2 device that `uri` means, if it means one."""
-        if self.uri.isdecimal():
+        if self.uri.isdecimal() and len(self.uri) <= _MAX_DIGITS:
             return f"/dev/video{int(self.uri)}"
         return self.uri if self.uri.startswith("/dev/video") else None
 

@@ -50,9 +50,9 @@ class PictureSource(PictureBase):
 
 
 def _listed(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
     try:
+        if path.is_file():
+            return [path]
         found = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES)
     except OSError as error:
         raise Unavailable(f"{path} cannot be listed: {error.strerror or error}.") from None
