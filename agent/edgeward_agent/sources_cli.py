@@ -237,12 +237,17 @@ def _from_the_agent(state: Path, pipeline: str, source: str, suffix: str) -> byt
     """The frame that the agent took last of a source that it holds, as JPEG. Raises Rejected, Unavailable."""
     from edgeward_agent import local_socket
 
+    _, raw = local_socket.frame(state / local_socket.RUN, pipeline, source, _MAX_SIDE)
+    if not raw:
+        raise Rejected(
+            f"The agent hears {source} now, and gives no sound away.",
+            "Stop the agent first, or record elsewhere.",
+        )
     if suffix not in (".jpg", ".jpeg"):
         raise Rejected(
             f"The agent reads {source} now, and gives its pictures as JPEG only.",
             "Name a file that ends in .jpg, or stop the agent first.",
         )
-    _, raw = local_socket.frame(state / local_socket.RUN, pipeline, source, _MAX_SIDE)
     return raw
 
 

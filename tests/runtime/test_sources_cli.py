@@ -129,16 +129,19 @@ def test_an_odd_address_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 @contextlib.contextmanager
-def agent(state: Path, source: str) -> Iterator[None]:
-    """A daemon's lock, status and local socket, as a running one that reads this source has them."""
+def agent(state: Path, source: str, raw: bytes) -> Iterator[None]:
+    """A daemon's lock, status and local socket, as a running one that reads this source has them.
+
+    `raw` is the source's newest picture; empty for sound.
+    """
     reports = {"main": PipelineReport(sources={source: SourceReport(up=True)})}
     said = Reported(device="edge-01", boot_id="b" * 32, time=0, pipelines=reports)
     status = StatusFile(agent="0.1.0", pid=1, device="edge-01", started_at=0, broker=True, reported=said)
-    raw = images.encode_jpeg(frame("blue"))
+    width, height = (64, 48) if raw else (0, 0)
 
     def show(request: Request) -> None:
         assert request.text("source") == source
-        request.line({"ok": True, "length": len(raw), "width": 64, "height": 48, "result": None}, raw)
+        request.line({"ok": True, "length": len(raw), "width": width, "height": height, "result": None}, raw)
 
     with only_daemon(state):
         write_status(state / "status.json", status)
@@ -153,16 +156,29 @@ def agent(state: Path, source: str) -> Iterator[None]:
 def test_what_the_daemon_reads_is_not_taken_from_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    os.mkfifo(tmp_path / "p")
-    places = configure(tmp_path, cam="pipe:p")
-    with agent(tmp_path / "state", "cam"):
+    places = configure(tmp_path, cam="/dev/video63")
+    with agent(tmp_path / "state", "cam", images.encode_jpeg(frame("blue"))):
         assert main(["sources", "--json", *places]) == 0
         row = listed(capsys)["configured"][0]
         assert (row["up"], row["reason"]) == (True, "the agent reads it")
         assert main(["snapshot", "cam", "--out", str(tmp_path / "o.jpg"), *places]) == 0
         assert colour_of(images.decode((tmp_path / "o.jpg").read_bytes())) == "blue"
-        assert main(["snapshot", "cam", "--out", str(tmp_path / "o.wav"), *places]) == 1
+        assert main(["snapshot", "cam", "--out", str(tmp_path / "o.png"), *places]) == 1
         assert "gives its pictures as JPEG only" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["o.jpg", "o.wav"])
+def test_sound_that_the_daemon_hears_is_not_saved(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "p")
+    places = configure(tmp_path, ears="pipe:p")
+    with agent(tmp_path / "state", "ears", b""):
+        assert main(["snapshot", "ears", "--out", str(tmp_path / name), *places]) == 1
+    err = capsys.readouterr().err
+    assert "The agent hears ears now" in err
+    assert "Stop the agent first" in err
+    assert not (tmp_path / name).exists()
 
 
 def test_cameras_are_found_in_sysfs(tmp_path: Path) -> None:
