@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import wave
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeward_runtime import sounds
+from edgeward_runtime import capture, sounds
 from edgeward_runtime.capture import GAPS_QUIET_S, Gaps
 from edgeward_runtime.slots import MAX_WAITING_S, Frame, Slots
 from edgeward_runtime.sources import kind_of, microphone, open_source
@@ -256,12 +257,56 @@ def test_sound_waits_in_order_or_its_loss_is_told(steps: list[tuple[int, bool, f
         assert sum(f.lost_s for f in taken) == pytest.approx(said + dropped)
 
 
+def test_what_a_slot_drops_is_handed_back() -> None:
+    slots = Slots(["latest"])
+    assert slots.put(chunk(np.zeros(15))) == 0
+    assert slots.put(chunk(np.zeros(10))) == 0, "it waits behind the first"
+    assert slots.put(chunk(np.zeros(10))) == 2.5
+    assert slots.put(Frame(0, np.zeros(30, np.float32), 1.0, 0, 0, rate=20)) == 1.0, "of another rate"
+    frame = slots.take(lambda: False)
+    assert isinstance(frame, Frame)
+    assert frame.lost_s == 3.5
+    assert slots.take_dropped() == [2]
+
+
 def test_gaps_are_said_once_and_whole() -> None:
     gaps = Gaps()
-    assert gaps.lost(0.5, 0.0) == "0.5 s of sound were lost"
-    assert gaps.lost(0.25, 1.0) == ""
-    assert gaps.lost(0.25, 2.0) == ""
-    assert gaps.lost(1.0, GAPS_QUIET_S + 1) == "1.5 s of sound were lost"
+    assert gaps.due(0.0) is None
+    gaps.lost(0.5)
+    assert gaps.due(0.0) == "0.5 s of sound were lost"
+    gaps.lost(0.25)
+    assert gaps.due(1.0) is None
+    gaps.lost(0.25)
+    assert gaps.due(GAPS_QUIET_S - 1) is None
+    assert gaps.due(GAPS_QUIET_S) == "0.5 s of sound were lost", "though nothing is lost now"
+    assert gaps.due(GAPS_QUIET_S + 1) is None
+    assert gaps.due(2 * GAPS_QUIET_S) == "", "it is over"
+    assert gaps.due(9 * GAPS_QUIET_S) is None
+
+
+def test_sound_that_waited_too_long_for_inference_is_reported(
+    fifo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipe that is written into while nobody takes what comes out: every loss is told, and then its end."""
+    monkeypatch.setattr(capture, "GAPS_QUIET_S", 0.2)
+    with Running(SourceOptions("ears", f"pipe:{fifo}")) as running, fifo.open("wb", buffering=0) as out:
+        out.write(wav(tone(2 * MAX_WAITING_S + 0.5), size=0))
+        running.find_stale(0, lambda: running.changes[1:] and running.changes[-1] == ("ears", True, ""))
+        told = [detail for _, _, detail in running.changes if detail]
+        assert sum(float(detail.removesuffix(" s of sound were lost")) for detail in told) == 4
+        (frame,) = running.take(1)
+        assert frame.lost_s == pytest.approx(4)
+
+
+def test_what_was_lost_is_not_told_of_a_source_that_is_down(fifo: Path) -> None:
+    writer = write(fifo, wav(tone(2 * MAX_WAITING_S + 0.5)))
+    with Running(SourceOptions("ears", f"pipe:{fifo}")) as running:
+        running.await_down("has ended")
+        writer.join()
+        before = list(running.changes)
+        assert [up for _, up, _ in before] == [True, True, False]
+        running.capture._tell_gaps(time.monotonic() + 2 * GAPS_QUIET_S)
+        assert running.changes == before
 
 
 # --- microphones
