@@ -189,10 +189,11 @@ class _Reading(threading.Thread):
     def _deliver(self, source: Source) -> None:
         """Hand on frames until the source ends. Raises Unavailable when it fails or gives nothing."""
         pace = Pace(self._fps(source)) if self._options.paced else None
-        delivered, good = 0, time.monotonic()
+        delivered, good, rewound = 0, time.monotonic(), False
         while not self.stopping.is_set():
-            if pace is not None:
+            if pace is not None and not rewound:  # the end of a file took the turn of the first frame
                 self.stopping.wait(pace.wait_s(time.monotonic()))
+            rewound = False
             started = self.since = time.monotonic()
             more = source.grab()
             self.since = 0.0
@@ -212,7 +213,7 @@ class _Reading(threading.Thread):
                     f"{shown(self._options.uri)} holds no frame that can be read.", "Check the file."
                 )
             elif self._options.loop:
-                delivered = 0
+                delivered, rewound = 0, True
                 source.rewind()
             else:
                 return
@@ -304,11 +305,11 @@ class Pace:
 
     def __init__(self, fps: float) -> None:
         self._period_s = 1 / fps
-        self._due = 0.0
+        self._due: float | None = None
 
     def wait_s(self, now: float) -> float:
-        """Seconds until the next frame is due; call it once a frame."""
-        self._due = max(self._due, now - self._period_s)
+        """Seconds until the next frame is due, the first one now; call it once a frame."""
+        self._due = now if self._due is None else max(self._due, now - self._period_s)
         wait = max(0.0, self._due - now)
         self._due += self._period_s
         return wait
