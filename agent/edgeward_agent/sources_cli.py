@@ -158,7 +158,8 @@ def _machine(used: set[str], seconds: float) -> tuple[list[Row], list[str]]:
     from edgeward_runtime.sources.options import SourceOptions
     from edgeward_runtime.sources.tryout import MAX_DEVICES, cameras, try_all, try_source
 
-    devices = {SourceOptions("", uri).device or uri for uri in used}
+    # A camera may be configured by a name of its own, which is a link: /dev/v4l/by-id/...
+    devices = {os.path.realpath(device) for uri in used if (device := SourceOptions("", uri).device)}
     free = [camera for camera in cameras() if camera.uri not in devices]
     found = try_all([SourceOptions("", camera.uri) for camera in free], seconds)
     rows = [Row(camera.name, camera.uri, findings) for camera, findings in zip(free, found, strict=True)]

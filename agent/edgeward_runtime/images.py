@@ -190,12 +190,16 @@ class Reader:
         raise Unavailable(f"{path.name} cannot be opened as a video.", "Check that OpenCV reads its codec.")
 
     @classmethod
-    def of_device(cls, device: str, width: int | None, height: int | None, fps: float | None) -> Reader:
+    def of_device(
+        cls, device: str, width: int | None, height: int | None, fps: float | None, fourcc: str | None = None
+    ) -> Reader:
         """Open a V4L2 device by its path. Raises Unavailable."""
         capture = cv2.VideoCapture(device, cv2.CAP_V4L2)
         if not capture.isOpened():
             raise Unavailable(f"{device} cannot be opened.", "Is it in use, and a camera?")
         wishes = (
+            # The format first: it decides which sizes and rates there are.
+            (cv2.CAP_PROP_FOURCC, None if fourcc is None else int.from_bytes(fourcc.encode(), "little")),
             (cv2.CAP_PROP_FRAME_WIDTH, width),
             (cv2.CAP_PROP_FRAME_HEIGHT, height),
             (cv2.CAP_PROP_FPS, fps),

@@ -8,11 +8,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from edgeward_agent.config import load_config
+from edgeward_agent.messages import SourceSpec
+from edgeward_agent.runner import options_of
 from edgeward_runtime import capture, images
 from edgeward_runtime.backoff import Backoff
 from edgeward_runtime.capture import STALE_S, Pace
@@ -29,12 +34,57 @@ from runtime.capturing import Running, colour_of
         ("0", "/dev/video0"),
         ("12", "/dev/video12"),
         ("/dev/video3", "/dev/video3"),
+        ("/dev/v4l/by-id/usb-Cam_1-video-index0", "/dev/v4l/by-id/usb-Cam_1-video-index0"),
+        ("/dev/door", "/dev/door"),
+        ("/dev/shm/film.mp4", None),
         ("a.mp4", None),
         ("-1", None),
     ],
 )
 def test_a_number_is_a_camera(uri: str, device: str | None) -> None:
     assert SourceOptions("cam", uri).device == device
+
+
+def test_any_character_device_is_a_camera(tmp_path: Path) -> None:
+    (tmp_path / "door").symlink_to("/dev/null")
+    options = SourceOptions("cam", str(tmp_path / "door"))
+    assert kind_of(options) == "v4l2"
+    with pytest.raises(Unavailable, match="door cannot be opened"):
+        open_source(options)
+
+
+def test_a_camera_is_asked_for_its_format_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From agent.toml to OpenCV, whose place is taken here: there is no camera."""
+    wishes: list[tuple[int, float]] = []
+
+    class Camera:
+        def __init__(self, *_: object) -> None: ...
+        def isOpened(self) -> bool:  # noqa: N802  as OpenCV calls it
+            return True
+
+        def set(self, key: int, value: float) -> None:
+            wishes.append((key, value))
+
+        def release(self) -> None: ...
+
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    (tmp_path / "agent.toml").write_text(
+        '[[pipelines.main.sources]]\nname = "c"\nuri = "/dev/null"\nfps = 30\nwidth = 1920\nformat = "MJPG"\n'
+    )
+    (spec,) = load_config(tmp_path / "agent.toml").pipelines["main"].sources
+    open_source(options_of(spec)).close()
+    assert wishes == [
+        (cv2.CAP_PROP_FOURCC, int.from_bytes(b"MJPG", "little")),
+        (cv2.CAP_PROP_FRAME_WIDTH, 1920),
+        (cv2.CAP_PROP_FPS, 30),
+    ]
+
+
+@pytest.mark.parametrize("fourcc", ["", "MJPEG", "MJP", "MJP\n", "MJ;G", "M\u00fcPG"])
+def test_a_format_is_four_letters(fourcc: str) -> None:
+    with pytest.raises(ValidationError):
+        SourceSpec(name="cam", uri="0", format=fourcc)
+    assert SourceSpec(name="cam", uri="0", format="Y16 ").format == "Y16 "
 
 
 def test_slots_and_pace_follow_the_kind() -> None:

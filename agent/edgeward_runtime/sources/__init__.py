@@ -85,6 +85,8 @@ def _kind_of_path(path: Path) -> str:
         return "pictures"
     if path.is_file():
         return "sound" if path.suffix.lower() in SOUND_SUFFIXES else "video"
+    if path.is_char_device():
+        return "v4l2"
     raise Unavailable(f"{path} is not there.", "Name a camera, a stream, a file or a directory of pictures.")
 
 
