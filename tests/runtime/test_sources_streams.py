@@ -76,6 +76,45 @@ def test_credentials_are_proved(kind: type[Camera], auth: Auth, pictures: list[b
         source.close()
 
 
+@pytest.mark.parametrize("auth", ["sha256", "several"])
+def test_the_best_of_what_a_camera_offers_is_proved(auth: Auth, pictures: list[bytes]) -> None:
+    with MjpegCamera(pictures, auth=auth) as camera:
+        open_source(SourceOptions("cam", camera.url(GOOD))).close()
+        assert "refuses the user name or password" in why(camera.url("eve:wrong@"))
+
+
+@both
+def test_a_proof_that_nobody_here_has_is_named(kind: type[Camera], pictures: list[bytes]) -> None:
+    with kind(pictures, auth="bearer") as camera:
+        assert "only as bearer, digest SHA-512-256." in why(camera.url(GOOD))
+        assert "asks for a user name" in why(camera.url())
+
+
+def test_a_proof_that_ffmpeg_does_not_have_is_named(pictures: list[bytes]) -> None:
+    with RtspCamera(pictures, auth="sha256") as camera:
+        assert "only as digest SHA-256." in why(camera.url(GOOD))
+
+
+@pytest.mark.parametrize(
+    ("said", "best"),
+    [
+        ('Basic realm="r", Digest realm="d", nonce="n"', 'Digest username="u", realm="d", nonce="n"'),
+        ('Digest realm="d", nonce="n", Basic realm="r"', 'Digest username="u", realm="d", nonce="n"'),
+        ('Basic realm="digest algorithm=MD5"', "Basic dTpw"),
+        ('Negotiate YII==, Basic realm="r"', "Basic dTpw"),
+        ('Digest realm="a", nonce="n", algorithm=MD5-sess, Basic realm="r"', "Basic dTpw"),
+        ('Digest realm="a\\"b, Basic", nonce=n', 'Digest username="u", realm="a\\"b, Basic", nonce="n"'),
+        ("Digest", 'Digest username="u", realm="", nonce=""'),
+        ("NTLM", None),
+        ("", None),
+        (", =,==", None),
+    ],
+)
+def test_each_challenge_is_read_by_itself(said: str, best: str | None) -> None:
+    found = address.credentials(address.parse("http://u:p@cam/x"), "GET", "/x", said)
+    assert best is None if found is None else best is not None and found.startswith(best)
+
+
 def test_rtsp_goes_over_tcp(pictures: list[bytes]) -> None:
     with RtspCamera(pictures) as camera:
         source = open_source(SourceOptions("cam", camera.url()))

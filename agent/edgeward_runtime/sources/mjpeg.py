@@ -61,7 +61,7 @@ def _request(address: Address, deadline: float) -> tuple[Line, str]:
                 raise Rejected(f"{address.shown} sends chunks though HTTP/1.0 was asked for.")
             said = credentials(address, "GET", address.target, reply.headers.get("www-authenticate", ""))
             if reply.status != 401 or said is None or proof:
-                raise refusal(reply.status, address)
+                raise refusal(reply, address, bool(proof))
         except EdgewardError:
             line.close()
             raise
