@@ -30,7 +30,7 @@ class SourceSpec(Document):
     """One `[[pipelines.NAME.sources]]` of the device's own agent.toml."""
 
     name: SourceName
-    uri: str = Field(max_length=4096)
+    uri: str = Field(min_length=1, max_length=4096)
     """Camera, stream, file, directory of pictures, or sound: see edgeward_runtime.sources.options."""
     slot: Literal["latest", "every"] | None = None
     """None: `latest` for live and paced sources, `every` for files."""
