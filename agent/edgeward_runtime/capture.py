@@ -188,7 +188,7 @@ class _Reading(threading.Thread):
 
     def _deliver(self, source: Source) -> None:
         """Hand on frames until the source ends. Raises Unavailable when it fails or gives nothing."""
-        pace = Pace(self._fps(source)) if self._options.paced else None
+        pace = Pace(self._fps(source)) if self._options.paced or source.recorded else None
         delivered, good, rewound = 0, time.monotonic(), False
         while not self.stopping.is_set():
             if pace is not None and not rewound:  # the end of a file took the turn of the first frame

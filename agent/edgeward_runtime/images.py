@@ -242,6 +242,12 @@ class Reader:
         claimed = float(self._capture.get(cv2.CAP_PROP_FPS))
         return claimed if 0 < claimed <= 1000 else None
 
+    @property
+    def frames(self) -> int:
+        """How many there are from the first to the last, as the file claims; 0: it does not say."""
+        claimed = float(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        return int(claimed) if 0 < claimed < 1 << 40 else 0
+
     def grab(self) -> bool:
         """Fetch the next frame; False at the end, or when the device gives none."""
         return bool(self._capture.grab())

@@ -8,9 +8,10 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,8 +20,9 @@ from edgeward_runtime import images
 from edgeward_runtime.sources import SOURCES, address, kind_of, mjpeg, open_source, rtsp
 from edgeward_runtime.sources.gstreamer import GstreamerSource
 from edgeward_runtime.sources.options import SourceOptions
+from edgeward_runtime.sources.tryout import Findings, look, try_source
 from edgeward_wire.errors import EdgewardError, Rejected, Unavailable
-from runtime.builders import COLOURS, frame
+from runtime.builders import COLOURS, frame, video_file
 from runtime.capturing import Running, colour_of
 from sim.mjpeg import PASSWORD, USER, Auth, MjpegCamera
 from sim.rtsp import RtspCamera
@@ -135,6 +137,55 @@ def test_every_way_of_marking_parts(boundary: str, lengths: bool, pictures: list
             seen.append(colour_of(source.retrieve(None)))
         source.close()
     assert seen == [*COLOURS, *COLOURS]
+
+
+# --- films over HTTP
+
+
+@pytest.fixture
+def film(tmp_path: Path, pictures: list[bytes]) -> Iterator[MjpegCamera]:
+    """A server of one film: twelve frames, at 20 a second; cut off in the middle while it is stalled."""
+    raw = video_file(tmp_path / "v.avi", frames_each=4, fps=20).read_bytes()
+
+    def serve(connection: socket.socket) -> None:
+        head = f"HTTP/1.0 200 OK\r\nContent-Type: video/x-msvideo\r\nContent-Length: {len(raw)}\r\n\r\n"
+        connection.sendall(head.encode() + raw[: 6000 if server.stalled.is_set() else None])
+
+    with MjpegCamera(pictures) as server:
+        server.hostile = serve
+        yield server
+
+
+def test_a_film_over_http_plays_at_its_pace_and_ends(film: MjpegCamera) -> None:
+    starts, seen = [], []
+    with Running(SourceOptions("cam", film.url(), slot="every")) as running:
+        for _ in range(12):
+            (one,) = running.take(1)
+            starts.append(one.captured_at - one.capture_ms / 1e3)
+            seen.append(colour_of(one.data))
+            one.release()
+        running.await_change(("cam", False, "end of file"))
+    assert seen == [colour for colour in COLOURS for _ in range(4)]
+    assert starts[-1] - starts[0] >= 10 / 20, "eleven periods, less the one that a late first frame takes"
+
+
+def test_a_film_over_http_plays_again_if_it_shall(film: MjpegCamera) -> None:
+    options = SourceOptions("cam", film.url(), slot="every", loop=True, fps=1000)
+    with Running(options) as running:
+        assert [colour_of(one.data) for one in running.take(16)][12:] == ["red"] * 4
+        assert running.changes == [("cam", True, "")]
+
+
+def test_a_film_over_http_is_tried_like_a_file(film: MjpegCamera) -> None:
+    options = SourceOptions("cam", film.url())
+    assert try_source(options, 60) == Findings("http", True, 64, 48, fps=20)
+    assert isinstance(look(options, 1), np.ndarray)
+
+
+def test_a_film_that_is_cut_off_has_not_ended(film: MjpegCamera) -> None:
+    film.stalled.set()
+    with Running(SourceOptions("cam", film.url(), fps=1000)) as running:
+        running.await_down("ended, or stopped sending.")
 
 
 # --- what comes and goes
