@@ -25,7 +25,9 @@ from edgeward_wire.errors import EdgewardError, Rejected, Unavailable
 from runtime.builders import COLOURS, frame, video_file
 from runtime.capturing import Running, colour_of
 from sim.mjpeg import PASSWORD, USER, Auth, MjpegCamera
+from sim.pki import Authority
 from sim.rtsp import RtspCamera
+from sim.tls import TlsFront
 
 Camera = MjpegCamera | RtspCamera
 both = pytest.mark.parametrize("kind", [MjpegCamera, RtspCamera], ids=["http", "rtsp"])
@@ -186,6 +188,56 @@ def test_a_film_that_is_cut_off_has_not_ended(film: MjpegCamera) -> None:
     film.stalled.set()
     with Running(SourceOptions("cam", film.url(), fps=1000)) as running:
         running.await_down("ended, or stopped sending.")
+
+
+# --- TLS
+
+
+@pytest.fixture
+def trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authority:
+    """The one authority that this process trusts."""
+    authority = Authority.make("trusted")
+    (tmp_path / "authorities.pem").write_text(authority.pem)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authorities.pem"))
+    monkeypatch.delenv("OPENCV_FFMPEG_CAPTURE_OPTIONS", raising=False)
+    images.be_light()
+    return authority
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_streams_over_tls(
+    host: str, trusted: Authority, film: MjpegCamera, pictures: list[bytes], tmp_path: Path
+) -> None:
+    with RtspCamera(pictures) as camera, MjpegCamera(pictures) as web:
+        servers = {"rtsps": camera.port, "https": web.port, "https:film": film.port}
+        for name, port in servers.items():
+            with TlsFront(trusted, tmp_path, port) as front:
+                path = camera.url() if name == "rtsps" else web.url()
+                uri = f"{name.partition(':')[0]}://{host}:{front.port}/{path.rpartition('/')[2]}"
+                source = open_source(SourceOptions("cam", uri))
+                assert source.grab()
+                assert colour_of(source.retrieve(None)) in COLOURS
+                source.close()
+
+
+@pytest.mark.parametrize("scheme", ["rtsps", "https"])
+def test_ffmpeg_trusts_nobody_else(
+    scheme: str, trusted: Authority, film: MjpegCamera, pictures: list[bytes], tmp_path: Path
+) -> None:
+    """It connects by itself: what our own connection finds out holds for that one only."""
+    if scheme == "rtsps" and images.version().startswith("4."):
+        pytest.skip("FFmpeg 5 does not hand what it is told of TLS on from rtsps:// (docs/sources.md)")
+    with RtspCamera(pictures) as camera:
+        port = camera.port if scheme == "rtsps" else film.port
+        for authority in (trusted, Authority.make("another")):
+            with TlsFront(authority, tmp_path, port) as front:
+                uri = f"{scheme}://localhost:{front.port}/stream"
+                if authority is trusted:
+                    images.Reader.of_stream(uri, "it", 10, 10).close()
+                    continue
+                with pytest.raises(Unavailable, match="cannot be opened"):
+                    images.Reader.of_stream(uri, "it", 10, 10)
+                assert "is not trusted" in why(uri)
 
 
 # --- what comes and goes
