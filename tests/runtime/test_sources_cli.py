@@ -88,6 +88,17 @@ def test_every_configured_source_is_tried(
     assert rows["main/csi"]["kind"] == "gstreamer"
 
 
+def test_pictures_have_a_rate_only_when_they_are_paced(tmp_path: Path) -> None:
+    path = str(picture_file(tmp_path / "p" / "a.png", "red").parent)
+    for options, fps in (
+        (SourceOptions("p", path), None),
+        (SourceOptions("p", path, fps=5), None),
+        (SourceOptions("p", path, realtime=True), 1),
+        (SourceOptions("p", path, realtime=True, fps=5), 5),
+    ):
+        assert tryout.try_source(options, 0.1).fps == fps
+
+
 def test_a_person_reads_a_table(
     tmp_path: Path, camera: MjpegCamera, capsys: pytest.CaptureFixture[str]
 ) -> None:

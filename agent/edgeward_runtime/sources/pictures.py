@@ -19,13 +19,15 @@ class PictureSource(PictureBase):
 
     def __init__(self, options: SourceOptions) -> None:
         self._path = Path(options.uri)
+        self._fps = (options.fps or _DEFAULT_FPS) if options.paced else None
         self._names = iter(_listed(self._path))
         self._name = ""
         self._raw = b""
 
     @property
     def fps(self) -> float | None:
-        return _DEFAULT_FPS
+        """None: as fast as they are taken."""
+        return self._fps
 
     def grab(self) -> bool:
         """Reads the next file; `retrieve` decodes it."""
