@@ -245,6 +245,8 @@ def test_a_read_that_hangs_is_reported(tmp_path: Path) -> None:
     options = SourceOptions("cam", str(video_file(tmp_path / "v.avi")))
     with Running(options) as running:
         running.take(1)
+        while running.slots._frames[0] is None:  # it is inside a read still, and that could be stale
+            time.sleep(0.001)
         running.capture.check_stale(time.monotonic() + 1000)
         assert running.changes == [("cam", True, "")], "waiting for inference is not the camera's fault"
         running.capture._reading.since = 1.0
