@@ -51,7 +51,7 @@ def add_run(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--source",
         required=True,
-        help="a camera's number or /dev/video*, a video file, a directory of pictures",
+        help="a camera's number or device, a video file, a directory of pictures",
     )
     _model_arguments(parser)
     parser.add_argument("--realtime", action="store_true", help="play a file at its own pace")

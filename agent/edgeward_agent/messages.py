@@ -30,7 +30,7 @@ class SourceSpec(Document):
     """One `[[pipelines.NAME.sources]]` of the device's own agent.toml."""
 
     name: SourceName
-    uri: str = Field(max_length=4096)
+    uri: str = Field(min_length=1, max_length=4096)
     """Camera, stream, file, directory of pictures, or sound: see edgeward_runtime.sources.options."""
     slot: Literal["latest", "every"] | None = None
     """None: `latest` for live and paced sources, `every` for files."""
@@ -40,6 +40,8 @@ class SourceSpec(Document):
     width: int | None = Field(default=None, ge=16, le=8192)
     height: int | None = Field(default=None, ge=16, le=8192)
     fps: float | None = Field(default=None, gt=0, le=1000)
+    format: str | None = Field(default=None, pattern=r"^[A-Za-z0-9]{3}[A-Za-z0-9 ]$")
+    """FOURCC that a camera is asked for, like MJPG or YUYV."""
     rotate: Literal[0, 90, 180, 270] = 0
     """Degrees clockwise."""
     crop: tuple[Share, Share, Share, Share] | None = None

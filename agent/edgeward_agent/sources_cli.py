@@ -158,7 +158,8 @@ def _machine(used: set[str], seconds: float) -> tuple[list[Row], list[str]]:
     from edgeward_runtime.sources.options import SourceOptions
     from edgeward_runtime.sources.tryout import MAX_DEVICES, cameras, try_all, try_source
 
-    devices = {SourceOptions("", uri).device or uri for uri in used}
+    # A camera may be configured by a name of its own, which is a link: /dev/v4l/by-id/...
+    devices = {os.path.realpath(device) for uri in used if (device := SourceOptions("", uri).device)}
     free = [camera for camera in cameras() if camera.uri not in devices]
     found = try_all([SourceOptions("", camera.uri) for camera in free], seconds)
     rows = [Row(camera.name, camera.uri, findings) for camera, findings in zip(free, found, strict=True)]
@@ -237,19 +238,22 @@ def _from_the_agent(state: Path, pipeline: str, source: str, suffix: str) -> byt
     """The frame that the agent took last of a source that it holds, as JPEG. Raises Rejected, Unavailable."""
     from edgeward_agent import local_socket
 
+    _, raw = local_socket.frame(state / local_socket.RUN, pipeline, source, _MAX_SIDE)
+    if not raw:
+        raise Rejected(
+            f"The agent hears {source} now, and gives no sound away.",
+            "Stop the agent first, or record elsewhere.",
+        )
     if suffix not in (".jpg", ".jpeg"):
         raise Rejected(
             f"The agent reads {source} now, and gives its pictures as JPEG only.",
             "Name a file that ends in .jpg, or stop the agent first.",
         )
-    _, raw = local_socket.frame(state / local_socket.RUN, pipeline, source, _MAX_SIDE)
     return raw
 
 
 def chosen(config: Config, wanted: str) -> tuple[str, SourceSpec]:
     """(pipeline, source) of that name; else ("", whatever is at that address). Raises Rejected."""
-    from edgeward_agent.messages import SourceSpec
-
     found = [
         (name, spec)
         for name, pipeline in config.pipelines.items()
@@ -259,7 +263,23 @@ def chosen(config: Config, wanted: str) -> tuple[str, SourceSpec]:
     if len(found) > 1:
         names = " or ".join(f"{name}/{spec.name}" for name, spec in found)
         raise Rejected(f"Several sources are called {wanted}.", f"Name one wholly: {names}.")
-    return found[0] if found else ("", SourceSpec(name="snapshot", uri=wanted))
+    return found[0] if found else ("", _unnamed(wanted))
+
+
+def _unnamed(uri: str) -> SourceSpec:
+    """Whatever is at this address. Raises Rejected."""
+    from pydantic import ValidationError
+
+    from edgeward_agent.messages import SourceSpec
+    from edgeward_wire.document import faults
+
+    try:
+        return SourceSpec(name="snapshot", uri=uri)
+    except ValidationError as error:
+        raise Rejected(
+            f"What is named is neither a source nor an address: {faults(error)}.",
+            "See `edgeward-agent sources`.",
+        ) from None
 
 
 def save(path: Path, raw: bytes, *, force: bool) -> None:

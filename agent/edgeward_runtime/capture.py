@@ -2,7 +2,7 @@
 
 Invariants: a frame is stamped with the monotonic clock when it is captured; a source that is not there,
 ends, or stops delivering is reported once, and once when it is back; nothing is handed on in between, and
-nothing is made up: sound that is missing is told with the chunk after it, and reported.
+nothing is made up: sound that is missing is told with the chunk after it, and reported, once or summed up.
 
 A read that hangs for good leaves its thread behind and a fresh one opens the source again; no more than
 `MAX_STUCK` are ever left behind at a time, and one that comes back to life only cleans up after itself.
@@ -81,7 +81,11 @@ class Capture:
         self._reading.join(timeout)
 
     def check_stale(self, now: float) -> None:
-        """Report the source as down when opening or reading takes too long. `now` is monotonic."""
+        """Report the source as down when opening or reading takes too long, and what else is due.
+
+        `now` is monotonic.
+        """
+        self._tell_gaps(now)
         reading = self._reading
         since = reading.since
         if not since or reading.stopping.is_set() or now - since <= STALE_S:
@@ -101,17 +105,21 @@ class Capture:
 
     # --- called by the reading threads
 
-    def put(self, reading: _Reading, frame: Frame) -> bool:
-        """Hand a frame over, unless the reading was replaced meanwhile. False: there is no more to do."""
-        return reading is self._reading and self.slots.put(frame)
+    def put(self, reading: _Reading, frame: Frame) -> float | None:
+        """Hand a frame over, unless the reading was replaced meanwhile.
+
+        Returns the seconds of sound that were dropped for it; None: there is no more to do.
+        """
+        return self.slots.put(frame) if reading is self._reading else None
 
     def report(self, reading: _Reading, up: bool, detail: str) -> None:
         """Tell what changed, if it did."""
-        with self._lock:
+        with self._lock:  # while it is told too: what is told last has to be what is true
             if reading is not self._reading or (up is self._up and (up or detail == self._detail)):
                 return
             self._up, self._detail = up, detail
-        self._on_change(self.options.name, up, detail)
+            self._gaps.unsaid()
+            self._on_change(self.options.name, up, detail)
 
     def missed(self, fresh: bool, begin: float, end: float) -> float:
         """Seconds that nobody heard before live sound from `begin` to `end`. `fresh`: it was just opened."""
@@ -120,9 +128,15 @@ class Capture:
 
     def lost(self, seconds: float, now: float) -> None:
         """Sound is missing: reported now, or with what will be missing in the next minute."""
-        detail = self._gaps.lost(seconds, now)
-        if detail and self._up:
-            self._on_change(self.options.name, True, detail)
+        with self._lock:
+            self._gaps.lost(seconds)
+        self._tell_gaps(now)
+
+    def _tell_gaps(self, now: float) -> None:
+        with self._lock:
+            detail = self._gaps.due(now) if self._up else None
+            if detail is not None:
+                self._on_change(self.options.name, True, detail)
 
 
 class _Reading(threading.Thread):
@@ -174,11 +188,12 @@ class _Reading(threading.Thread):
 
     def _deliver(self, source: Source) -> None:
         """Hand on frames until the source ends. Raises Unavailable when it fails or gives nothing."""
-        pace = Pace(self._fps(source)) if self._options.paced else None
-        delivered, good = 0, time.monotonic()
+        pace = Pace(self._fps(source)) if self._options.paced or source.recorded else None
+        delivered, good, rewound = 0, time.monotonic(), False
         while not self.stopping.is_set():
-            if pace is not None:
+            if pace is not None and not rewound:  # the end of a file took the turn of the first frame
                 self.stopping.wait(pace.wait_s(time.monotonic()))
+            rewound = False
             started = self.since = time.monotonic()
             more = source.grab()
             self.since = 0.0
@@ -198,7 +213,7 @@ class _Reading(threading.Thread):
                     f"{shown(self._options.uri)} holds no frame that can be read.", "Check the file."
                 )
             elif self._options.loop:
-                delivered = 0
+                delivered, rewound = 0, True
                 source.rewind()
             else:
                 return
@@ -248,7 +263,10 @@ class _Reading(threading.Thread):
     def _hand_over(self, frame: Frame) -> bool:
         if frame.lost_s:
             self._capture.lost(frame.lost_s, frame.captured_at)
-        return self._capture.put(self, frame)
+        dropped_s = self._capture.put(self, frame)
+        if dropped_s:
+            self._capture.lost(dropped_s, frame.captured_at)
+        return dropped_s is not None
 
     def _report(self, up: bool, detail: str) -> None:
         self._capture.report(self, up, detail)
@@ -259,15 +277,27 @@ class Gaps:
 
     def __init__(self) -> None:
         self._waiting_s = 0.0
+        self._said = False
         self._said_at = float("-inf")
 
-    def lost(self, seconds: float, now: float) -> str:
-        """What to say; empty: it will be said with what is lost later."""
+    def lost(self, seconds: float) -> None:
+        """So much more is missing."""
         self._waiting_s += seconds
-        if now - self._said_at < GAPS_QUIET_S:
+
+    def due(self, now: float) -> str | None:
+        """What to say; None: nothing now; empty: what was said is over."""
+        if now - self._said_at < GAPS_QUIET_S or not (self._waiting_s or self._said):
+            return None
+        if not self._waiting_s:
+            self._said = False
             return ""
-        said, self._waiting_s, self._said_at = self._waiting_s, 0.0, now
-        return f"{said:.3g} s of sound were lost"
+        detail = f"{self._waiting_s:.3g} s of sound were lost"
+        self._waiting_s, self._said, self._said_at = 0.0, True, now
+        return detail
+
+    def unsaid(self) -> None:
+        """Something else was said of the source since."""
+        self._said = False
 
 
 class Pace:
@@ -275,11 +305,11 @@ class Pace:
 
     def __init__(self, fps: float) -> None:
         self._period_s = 1 / fps
-        self._due = 0.0
+        self._due: float | None = None
 
     def wait_s(self, now: float) -> float:
-        """Seconds until the next frame is due; call it once a frame."""
-        self._due = max(self._due, now - self._period_s)
+        """Seconds until the next frame is due, the first one now; call it once a frame."""
+        self._due = now if self._due is None else max(self._due, now - self._period_s)
         wait = max(0.0, self._due - now)
         self._due += self._period_s
         return wait

@@ -7,6 +7,7 @@ module as `Rejected` (the picture's fault) or `Unavailable` (the device's).
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -35,13 +36,13 @@ _INTERPOLATIONS: dict[str, int] = {
 
 
 _FFMPEG: dict[str, str] = {
-    # UDP loses packets on the first busy link; sound that a camera sends as well is not asked for.
-    "OPENCV_FFMPEG_CAPTURE_OPTIONS": "rtsp_transport;tcp|allowed_media_types;video",
     # It prints a line for each attempt, for ever. We say once what is wrong.
     "OPENCV_FFMPEG_LOGLEVEL": "-8",
     # Otherwise one camera that does not answer keeps every other source from opening.
     "OPENCV_FFMPEG_IS_THREAD_SAFE": "1",
 }
+_AUTHORITIES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
+"""Where systems keep them in one file, which is all that FFmpeg takes."""
 _SILENT = 0
 _TURNS: dict[int, int] = {
     90: cv2.ROTATE_90_CLOCKWISE,
@@ -55,12 +56,21 @@ def be_light() -> None:
 
     Called once, at start-up: it sets what OpenCV reads from the environment, where nobody else has.
     """
-    for name, value in _FFMPEG.items():
+    for name, value in (*_FFMPEG.items(), ("OPENCV_FFMPEG_CAPTURE_OPTIONS", _stream_options())):
         os.environ.setdefault(name, value)
     cv2.setNumThreads(1)
     # 4.x has it at its top, where 5 has it in `utils.logging`.
     set_level: Callable[[int], object] | None = getattr(cv2, "setLogLevel", None)
     (set_level or cv2.utils.logging.setLogLevel)(_SILENT)
+
+
+def _stream_options() -> str:
+    """What FFmpeg is told of every stream."""
+    # UDP loses packets on the first busy link; sound that a camera sends as well is not asked for.
+    said = "rtsp_transport;tcp|allowed_media_types;video|tls_verify;1"
+    known = (ssl.get_default_verify_paths().cafile or "", *_AUTHORITIES)
+    trusted = next((path for path in known if os.path.isfile(path) and not {";", "|"} & set(path)), "")
+    return f"{said}|ca_file;{trusted}" if trusted else said
 
 
 def version() -> str:
@@ -190,12 +200,16 @@ class Reader:
         raise Unavailable(f"{path.name} cannot be opened as a video.", "Check that OpenCV reads its codec.")
 
     @classmethod
-    def of_device(cls, device: str, width: int | None, height: int | None, fps: float | None) -> Reader:
+    def of_device(
+        cls, device: str, width: int | None, height: int | None, fps: float | None, fourcc: str | None = None
+    ) -> Reader:
         """Open a V4L2 device by its path. Raises Unavailable."""
         capture = cv2.VideoCapture(device, cv2.CAP_V4L2)
         if not capture.isOpened():
             raise Unavailable(f"{device} cannot be opened.", "Is it in use, and a camera?")
         wishes = (
+            # The format first: it decides which sizes and rates there are.
+            (cv2.CAP_PROP_FOURCC, None if fourcc is None else int.from_bytes(fourcc.encode(), "little")),
             (cv2.CAP_PROP_FRAME_WIDTH, width),
             (cv2.CAP_PROP_FRAME_HEIGHT, height),
             (cv2.CAP_PROP_FPS, fps),
@@ -237,6 +251,12 @@ class Reader:
         """Frames per second as the file or driver claims, if that can be true."""
         claimed = float(self._capture.get(cv2.CAP_PROP_FPS))
         return claimed if 0 < claimed <= 1000 else None
+
+    @property
+    def frames(self) -> int:
+        """How many there are from the first to the last, as the file claims; 0: it does not say."""
+        claimed = float(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        return int(claimed) if 0 < claimed < 1 << 40 else 0
 
     def grab(self) -> bool:
         """Fetch the next frame; False at the end, or when the device gives none."""

@@ -250,7 +250,8 @@ class _Worker(threading.Thread):
         self._sampler = pipeline.sampler
         # This model's: what is usual for one is not for another.
         self._choosing = [Choosing(self._sampler.options) for _ in pipeline._sources] if self._sampler else []
-        self._failing = False
+        self._failing: set[int] = set()
+        """The sources whose last frame failed: each is told once, and once when it works again."""
 
     def retire(self) -> None:
         """Take no more frames."""
@@ -345,13 +346,13 @@ class _Worker(threading.Thread):
                     self._pipeline.shots.give(frame, saw)
                 if why is not None or self._pipeline.listening:
                     self._emit(saw)
-            if self._failing:
-                self._failing = False
-                log.info("inference works again")
+            if frame.source in self._failing:
+                self._failing.remove(frame.source)
+                log.info("%s: inference works again", self._pipeline._names[frame.source])
 
     def _failed(self, source: int, error: EdgewardError) -> None:
         self.meter.record_error(source)
         self._pipeline.totals.errors += 1
-        if not self._failing:
-            self._failing = True
-            log.error("inference fails: %s", error.what)
+        if source not in self._failing:
+            self._failing.add(source)
+            log.error("%s: inference fails: %s", self._pipeline._names[source], error.what)

@@ -329,6 +329,7 @@ class Sampler:
                     )
                     written = store.add(*_encoded(sample))
                 except EdgewardError as error:
+                    store = None  # it makes its directory again, and counts what is there now
                     self._unwritten += 1
                     if error.what != failing:
                         failing = error.what

@@ -80,6 +80,11 @@ class Frame:
     """Whether somebody will read the picture once more after it was looked at: then `release` does nothing,
     and `let_go` does."""
 
+    @property
+    def sound_s(self) -> float:
+        """How much sound it holds, in seconds; 0 for a picture."""
+        return len(self.data) / self.rate if self.rate else 0.0
+
     def let_go(self) -> None:
         """The end of a picture that was held, or was not."""
         self.held = False
@@ -98,11 +103,10 @@ def joined(before: Frame, frame: Frame) -> tuple[Frame, bool]:
     A picture replaces the one before. Sound is put behind what waits, up to `MAX_WAITING_S`; past that
     the waiting sound is dropped, and the new chunk says how much is missing.
     """
-    if frame.rate is None or frame.rate != before.rate:
+    if frame.rate is None:
         return frame, True
-    waiting_s = len(before.data) / frame.rate
-    if frame.lost_s or waiting_s >= MAX_WAITING_S:
-        return replace(frame, lost_s=before.lost_s + waiting_s + frame.lost_s), True
+    if frame.rate != before.rate or frame.lost_s or before.sound_s >= MAX_WAITING_S:
+        return replace(frame, lost_s=before.lost_s + before.sound_s + frame.lost_s), True
     data = np.concatenate([before.data, frame.data])
     return replace(before, data=data, decode_ms=before.decode_ms + frame.decode_ms), False
 
@@ -123,23 +127,27 @@ class Slots:
         self._filled = threading.Condition(self._lock)
         self._emptied = threading.Condition(self._lock)
 
-    def put(self, frame: Frame) -> bool:
-        """Hand a frame over; with `every` this returns when it was taken. False: the slots are closed."""
-        at = frame.source
+    def put(self, frame: Frame) -> float | None:
+        """Hand a frame over; with `every` this returns when it was taken.
+
+        Returns how much sound was dropped for it, in seconds; None: the slots are closed.
+        """
+        at, dropped_s = frame.source, 0.0
         with self._lock:
             if self._closed:
-                return False
+                return None
             before = self._frames[at]
             if before is not None:
-                frame, lost = joined(before, frame)
-                self._dropped[at] += lost
+                frame, dropped = joined(before, frame)
+                self._dropped[at] += dropped
+                dropped_s = before.sound_s if dropped else 0.0
                 before.release()
             self._schedule.arrived(at, time.monotonic())
             self._frames[at] = frame
             self._filled.notify()
             if self._policies[at] == "every":
                 self._emptied.wait_for(lambda: self._closed or self._frames[at] is not frame)
-            return not self._closed
+            return None if self._closed else dropped_s
 
     def submit(self, job: Job, *, again: bool = False) -> None:
         """Let this go between frames; `again`: its next step. Raises Busy, and Unavailable once closed."""

@@ -51,3 +51,10 @@ ensure_mosquitto() {
     install_packages mosquitto mosquitto-clients
   fi
 }
+
+# PYTHON-OF-THE-ENVIRONMENT: what the microphone's tests open. A demo needs none.
+ensure_portaudio() {
+  if ! "$1" -c 'import ctypes.util, sys; sys.exit(ctypes.util.find_library("portaudio") is None)'; then
+    install_packages libportaudio2
+  fi
+}

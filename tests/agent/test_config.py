@@ -77,6 +77,11 @@ def test_other_uris_stay_as_they_are(tmp_path: Path, uri: str) -> None:
         ("[telemetry]\nwindow_s = 0", "telemetry.window_s"),
         ("[pipelines.Main]", "pipelines.Main"),
         ("[[pipelines.main.sources]]\nname='a'\nuri='0'\n" * 2, "same name"),
+        (
+            "[[pipelines.main.sources]]\nname='a'\nuri=''",
+            "sources.0.uri: String should have at least 1 character",
+        ),
+        ("[[pipelines.main.sources]]\nname='a'\nuri='0'\nformat='MJPEG'", "sources.0.format"),
         ("[[", "not valid TOML"),
         ("x = '" + "y" * 300_000 + "'", "longer than"),
     ],

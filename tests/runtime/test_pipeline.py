@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import pytest
 
 from edgeward_runtime import images
@@ -33,7 +34,7 @@ from edgeward_wire.errors import Rejected
 from edgeward_wire.manifest import ModelRef
 from edgeward_wire.telemetry import MAX_LABELS
 from edgeward_wire.verdict import Plan
-from runtime.builders import frame, picture_directory, video_file
+from runtime.builders import frame, picture_directory, video_file, wav_file
 from runtime.bundles import Bundle, colour_bundle
 
 H = TypeVar("H", bound=Happening)
@@ -189,6 +190,23 @@ def test_a_source_that_is_away_keeps_no_one_from_stopping(bundle: Bundle) -> Non
         running.until(SourceChange, 2)
     down = {(c.source, c.detail) for c in running.all(SourceChange)}
     assert down == {("cam", "/nowhere/v.mp4 is not there."), ("cam2", "/dev/video63 is not there.")}
+
+
+def test_a_source_that_the_model_cannot_take_is_told_once(
+    bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Sound beside pictures, for a model that takes pictures."""
+    pictures = SourceOptions("cam", str(picture_directory(tmp_path / "p")), loop=True)
+    sound = SourceOptions("mic", str(wav_file(tmp_path / "s.wav", np.zeros(16_000))))
+    caplog.set_level("INFO", "edgeward_runtime.pipeline")
+    with Running(pictures, sound) as running:
+        running.pipeline.serve(0, recipe(bundle))
+        while not any(change.source == "mic" and not change.up for change in running.all(SourceChange)):
+            running.until(SourceChange, len(running.all(SourceChange)) + 1)
+        running.until(Saw, len(running.all(Saw)) + 3)
+        assert running.pipeline.totals.errors == 10
+    (said,) = [record for record in caplog.records if "inference" in record.message]
+    assert said.message.startswith("mic: inference fails: ")
 
 
 def test_results_are_throttled(bundle: Bundle, tmp_path: Path) -> None:

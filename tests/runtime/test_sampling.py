@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import queue
 import random
+import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -202,6 +204,20 @@ def test_what_cannot_be_written_is_counted_and_nothing_ends(tmp_path: Path) -> N
     one.start()
     one.stop()
     assert (one.kept, one.dropped) == (0, 1)
+
+
+def test_a_directory_that_went_away_comes_back(tmp_path: Path) -> None:
+    one = sampler(tmp_path / "stick")
+    one.start()
+    for count in (1, 2, 3):
+        one.keep(picture(), "every")
+        while one.kept + one.dropped < count:
+            time.sleep(0.001)
+        if count == 1:
+            shutil.rmtree(tmp_path / "stick")
+    one.stop()
+    assert (one.kept, one.dropped) == (2, 1)
+    assert len(list((tmp_path / "stick").iterdir())) == 1
 
 
 def test_sound_is_kept_with_what_was_heard_before(tmp_path: Path) -> None:

@@ -24,8 +24,17 @@ from edgeward_runtime.sources.framing import Framing, untwisted
 from edgeward_runtime.sources.options import Crop, Rotation, SourceOptions
 from edgeward_wire.errors import Rejected, Unavailable
 from edgeward_wire.reported import PipelineReport, Reported, SourceReport
-from runtime.builders import COLOURS, frame, picture_file, video_file
+from runtime.builders import (
+    COLOURS,
+    frame,
+    int8_classifier,
+    labels_file,
+    picture_file,
+    sidecar_file,
+    video_file,
+)
 from runtime.capturing import Running, colour_of
+from runtime.test_sources import ODD
 from runtime.test_sources_sound import tone, wav_file
 from sim.mjpeg import MjpegCamera
 
@@ -79,6 +88,17 @@ def test_every_configured_source_is_tried(
     assert rows["main/csi"]["kind"] == "gstreamer"
 
 
+def test_pictures_have_a_rate_only_when_they_are_paced(tmp_path: Path) -> None:
+    path = str(picture_file(tmp_path / "p" / "a.png", "red").parent)
+    for options, fps in (
+        (SourceOptions("p", path), None),
+        (SourceOptions("p", path, fps=5), None),
+        (SourceOptions("p", path, realtime=True), 1),
+        (SourceOptions("p", path, realtime=True, fps=5), 5),
+    ):
+        assert tryout.try_source(options, 0.1).fps == fps
+
+
 def test_a_person_reads_a_table(
     tmp_path: Path, camera: MjpegCamera, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,17 +114,45 @@ def test_a_person_reads_a_table(
     assert "No source is configured." in capsys.readouterr().out
 
 
+def test_odd_addresses_are_told_and_nothing_crashes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = [uri for uri in ODD if uri.isprintable() and not uri.isdecimal()]
+    places = configure(tmp_path, **{f"s{number}": uri for number, uri in enumerate(odd)})
+    assert main(["sources", "--json", "--seconds", "0.1", *places]) == 1
+    rows = listed(capsys)["configured"]
+    assert [(row["up"], bool(row["reason"])) for row in rows] == [(False, True)] * len(odd)
+
+
+@pytest.mark.parametrize("uri", ["", *ODD], ids=lambda uri: ascii(uri[:30]))
+def test_an_odd_address_has_no_picture(uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["snapshot", uri, "--out", str(tmp_path / "o.jpg"), *configure(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_an_odd_address_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels_file(tmp_path / "labels.txt")
+    sidecar_file(tmp_path / "m.toml")
+    model = int8_classifier(tmp_path / "m.onnx")
+    for uri in ("", "\0", "\udcff.mp4", "x" * 300, "9" * 5000, "://"):
+        assert main(["run", "--model", str(model), "--source", uri]) == 1
+        assert capsys.readouterr().err.startswith("error: ")
+
+
 @contextlib.contextmanager
-def agent(state: Path, source: str) -> Iterator[None]:
-    """A daemon's lock, status and local socket, as a running one that reads this source has them."""
+def agent(state: Path, source: str, raw: bytes) -> Iterator[None]:
+    """A daemon's lock, status and local socket, as a running one that reads this source has them.
+
+    `raw` is the source's newest picture; empty for sound.
+    """
     reports = {"main": PipelineReport(sources={source: SourceReport(up=True)})}
     said = Reported(device="edge-01", boot_id="b" * 32, time=0, pipelines=reports)
     status = StatusFile(agent="0.1.0", pid=1, device="edge-01", started_at=0, broker=True, reported=said)
-    raw = images.encode_jpeg(frame("blue"))
+    width, height = (64, 48) if raw else (0, 0)
 
     def show(request: Request) -> None:
         assert request.text("source") == source
-        request.line({"ok": True, "length": len(raw), "width": 64, "height": 48, "result": None}, raw)
+        request.line({"ok": True, "length": len(raw), "width": width, "height": height, "result": None}, raw)
 
     with only_daemon(state):
         write_status(state / "status.json", status)
@@ -119,16 +167,29 @@ def agent(state: Path, source: str) -> Iterator[None]:
 def test_what_the_daemon_reads_is_not_taken_from_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    os.mkfifo(tmp_path / "p")
-    places = configure(tmp_path, cam="pipe:p")
-    with agent(tmp_path / "state", "cam"):
+    places = configure(tmp_path, cam="/dev/video63")
+    with agent(tmp_path / "state", "cam", images.encode_jpeg(frame("blue"))):
         assert main(["sources", "--json", *places]) == 0
         row = listed(capsys)["configured"][0]
         assert (row["up"], row["reason"]) == (True, "the agent reads it")
         assert main(["snapshot", "cam", "--out", str(tmp_path / "o.jpg"), *places]) == 0
         assert colour_of(images.decode((tmp_path / "o.jpg").read_bytes())) == "blue"
-        assert main(["snapshot", "cam", "--out", str(tmp_path / "o.wav"), *places]) == 1
+        assert main(["snapshot", "cam", "--out", str(tmp_path / "o.png"), *places]) == 1
         assert "gives its pictures as JPEG only" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["o.jpg", "o.wav"])
+def test_sound_that_the_daemon_hears_is_not_saved(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "p")
+    places = configure(tmp_path, ears="pipe:p")
+    with agent(tmp_path / "state", "ears", b""):
+        assert main(["snapshot", "ears", "--out", str(tmp_path / name), *places]) == 1
+    err = capsys.readouterr().err
+    assert "The agent hears ears now" in err
+    assert "Stop the agent first" in err
+    assert not (tmp_path / name).exists()
 
 
 def test_cameras_are_found_in_sysfs(tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import wave
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeward_runtime import sounds
+from conftest import missing
+from edgeward_runtime import capture, sounds
 from edgeward_runtime.capture import GAPS_QUIET_S, Gaps
 from edgeward_runtime.slots import MAX_WAITING_S, Frame, Slots
 from edgeward_runtime.sources import kind_of, microphone, open_source
@@ -256,31 +259,86 @@ def test_sound_waits_in_order_or_its_loss_is_told(steps: list[tuple[int, bool, f
         assert sum(f.lost_s for f in taken) == pytest.approx(said + dropped)
 
 
+def test_what_a_slot_drops_is_handed_back() -> None:
+    slots = Slots(["latest"])
+    assert slots.put(chunk(np.zeros(15))) == 0
+    assert slots.put(chunk(np.zeros(10))) == 0, "it waits behind the first"
+    assert slots.put(chunk(np.zeros(10))) == 2.5
+    assert slots.put(Frame(0, np.zeros(30, np.float32), 1.0, 0, 0, rate=20)) == 1.0, "of another rate"
+    frame = slots.take(lambda: False)
+    assert isinstance(frame, Frame)
+    assert frame.lost_s == 3.5
+    assert slots.take_dropped() == [2]
+
+
 def test_gaps_are_said_once_and_whole() -> None:
     gaps = Gaps()
-    assert gaps.lost(0.5, 0.0) == "0.5 s of sound were lost"
-    assert gaps.lost(0.25, 1.0) == ""
-    assert gaps.lost(0.25, 2.0) == ""
-    assert gaps.lost(1.0, GAPS_QUIET_S + 1) == "1.5 s of sound were lost"
+    assert gaps.due(0.0) is None
+    gaps.lost(0.5)
+    assert gaps.due(0.0) == "0.5 s of sound were lost"
+    gaps.lost(0.25)
+    assert gaps.due(1.0) is None
+    gaps.lost(0.25)
+    assert gaps.due(GAPS_QUIET_S - 1) is None
+    assert gaps.due(GAPS_QUIET_S) == "0.5 s of sound were lost", "though nothing is lost now"
+    assert gaps.due(GAPS_QUIET_S + 1) is None
+    assert gaps.due(2 * GAPS_QUIET_S) == "", "it is over"
+    assert gaps.due(9 * GAPS_QUIET_S) is None
+
+
+def test_sound_that_waited_too_long_for_inference_is_reported(
+    fifo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipe that is written into while nobody takes what comes out: every loss is told, and then its end."""
+    monkeypatch.setattr(capture, "GAPS_QUIET_S", 0.2)
+    with Running(SourceOptions("ears", f"pipe:{fifo}")) as running, fifo.open("wb", buffering=0) as out:
+        out.write(wav(tone(2 * MAX_WAITING_S + 0.5), size=0))
+        running.find_stale(0, lambda: running.changes[1:] and running.changes[-1] == ("ears", True, ""))
+        told = [detail for _, _, detail in running.changes if detail]
+        assert sum(float(detail.removesuffix(" s of sound were lost")) for detail in told) == 4
+        (frame,) = running.take(1)
+        assert frame.lost_s == pytest.approx(4)
+
+
+def test_what_was_lost_is_not_told_of_a_source_that_is_down(fifo: Path) -> None:
+    writer = write(fifo, wav(tone(2 * MAX_WAITING_S + 0.5)))
+    with Running(SourceOptions("ears", f"pipe:{fifo}")) as running:
+        running.await_down("has ended")
+        writer.join()
+        before = list(running.changes)
+        assert [up for _, up, _ in before] == [True, True, False]
+        running.capture._tell_gaps(time.monotonic() + 2 * GAPS_QUIET_S)
+        assert running.changes == before
 
 
 # --- microphones
 
 
-def hear(tmp_path: Path, uri: str) -> dict[str, Any]:
-    """PortAudio in a process of its own, with ALSA's `file` in place of a sound card."""
+def hear(tmp_path: Path, uri: str, *, later: bool = False) -> dict[str, Any]:
+    """PortAudio in a process of its own, with ALSA's `file` in place of a sound card.
+
+    `later`: the one that is called studio is plugged in once it was looked for.
+    """
     try:
         microphone.library()
     except Unavailable as error:
-        pytest.skip(f"{error.what} The microphone is untested here.")
+        missing(f"what a microphone needs ({error.what})")
     (tmp_path / "in.raw").write_bytes((np.arange(1 << 17, dtype="<f4") / (1 << 18)).tobytes())
     recorder = f'type file slave.pcm {{ type null }} file "/dev/null" infile "{tmp_path}/in.raw" format "raw"'
-    (tmp_path / "asound.conf").write_text(
-        f"pcm.!default {{ {recorder} }}\npcm.studio {{ type plug slave.pcm {{ {recorder} }} }}\n"
+    one, other = (
+        f"pcm.!default {{ {recorder} }}\n",
+        f"pcm.studio {{ type plug slave.pcm {{ {recorder} }} }}\n",
     )
+    (tmp_path / "asound.conf").write_text(one if later else one + other)
+    (tmp_path / "later.conf").write_text(one + other)
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("hear.py")), uri],
+        [
+            sys.executable,
+            str(Path(__file__).with_name("hear.py")),
+            uri,
+            *([str(tmp_path / "later.conf")] if later else []),
+        ],
         env={
             **os.environ,
             "ALSA_CONFIG_PATH": str(tmp_path / "asound.conf"),
@@ -309,6 +367,76 @@ def test_a_microphone_is_heard(tmp_path: Path, uri: str) -> None:
 def test_a_microphone_that_is_not_there_is_told(tmp_path: Path) -> None:
     told = hear(tmp_path, "mic:kitchen")
     assert told["error"].startswith("No microphone is called kitchen; there are: ")
+
+
+def test_a_microphone_that_is_plugged_in_later_is_found(tmp_path: Path) -> None:
+    told = hear(tmp_path, "mic:studio", later=True)
+    assert told["names"] == ["default"]
+    assert len(told["heard"]) == 3 * round(told["rate"] / 10)
+
+
+class PortAudio:
+    """In place of sounddevice: faults that no driver here has."""
+
+    class PortAudioError(Exception):
+        pass
+
+    def __init__(self, fails_at: str) -> None:
+        self.fails_at = fails_at
+        self._initialized = 1
+        self.initialised = self.closed = 0
+        self.default = SimpleNamespace(device=(0, 0))
+
+    def _at(self, place: str) -> None:
+        if self.fails_at == place:
+            raise self.PortAudioError("Error\nin the driver [PaErrorCode -9999]")
+
+    def _terminate(self) -> None:
+        self._initialized -= 1
+
+    def _initialize(self) -> None:
+        self._at("initialise")
+        self._initialized += 1
+        self.initialised += 1
+
+    def query_devices(self) -> list[dict[str, Any]]:
+        self._at("query")
+        return [{"index": 0, "name": "desk", "max_input_channels": 1, "default_samplerate": 16_000.0}]
+
+    def RawInputStream(self, **_: object) -> PortAudio:  # noqa: N802  as sounddevice calls it
+        self._at("open")
+        return self
+
+    def start(self) -> None:
+        self._at("start")
+
+    def close(self, *, ignore_errors: bool) -> None:
+        self.closed += ignore_errors
+
+
+@pytest.mark.parametrize("fails_at", ["initialise", "query", "open", "start"])
+def test_what_a_driver_fails_with_is_told(fails_at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = PortAudio(fails_at)
+    monkeypatch.setattr(microphone, "library", lambda: driver)
+    for _ in range(2):
+        with pytest.raises(Unavailable, match=r"Error in the driver \[PaErrorCode -9999\]\."):
+            open_source(SourceOptions("m", "mic:"))
+    assert driver.closed == (2 if fails_at == "start" else 0)
+    driver.fails_at = ""
+    open_source(SourceOptions("m", "mic:")).close()
+
+
+def test_an_open_microphone_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = PortAudio("")
+    monkeypatch.setattr(microphone, "library", lambda: driver)
+    one = open_source(SourceOptions("m", "mic:"))
+    other = open_source(SourceOptions("m", "mic:desk"))
+    one.close()
+    microphone.microphones()
+    assert driver.initialised == 1, "it would end under the stream that is open"
+    other.close()
+    microphone.microphones()
+    assert driver.initialised == 2
 
 
 def test_without_the_extra_it_is_named() -> None:

@@ -8,9 +8,10 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,11 +20,14 @@ from edgeward_runtime import images
 from edgeward_runtime.sources import SOURCES, address, kind_of, mjpeg, open_source, rtsp
 from edgeward_runtime.sources.gstreamer import GstreamerSource
 from edgeward_runtime.sources.options import SourceOptions
+from edgeward_runtime.sources.tryout import Findings, look, try_source
 from edgeward_wire.errors import EdgewardError, Rejected, Unavailable
-from runtime.builders import COLOURS, frame
+from runtime.builders import COLOURS, frame, video_file
 from runtime.capturing import Running, colour_of
 from sim.mjpeg import PASSWORD, USER, Auth, MjpegCamera
+from sim.pki import Authority
 from sim.rtsp import RtspCamera
+from sim.tls import TlsFront
 
 Camera = MjpegCamera | RtspCamera
 both = pytest.mark.parametrize("kind", [MjpegCamera, RtspCamera], ids=["http", "rtsp"])
@@ -76,6 +80,45 @@ def test_credentials_are_proved(kind: type[Camera], auth: Auth, pictures: list[b
         source.close()
 
 
+@pytest.mark.parametrize("auth", ["sha256", "several"])
+def test_the_best_of_what_a_camera_offers_is_proved(auth: Auth, pictures: list[bytes]) -> None:
+    with MjpegCamera(pictures, auth=auth) as camera:
+        open_source(SourceOptions("cam", camera.url(GOOD))).close()
+        assert "refuses the user name or password" in why(camera.url("eve:wrong@"))
+
+
+@both
+def test_a_proof_that_nobody_here_has_is_named(kind: type[Camera], pictures: list[bytes]) -> None:
+    with kind(pictures, auth="bearer") as camera:
+        assert "only as bearer, digest SHA-512-256." in why(camera.url(GOOD))
+        assert "asks for a user name" in why(camera.url())
+
+
+def test_a_proof_that_ffmpeg_does_not_have_is_named(pictures: list[bytes]) -> None:
+    with RtspCamera(pictures, auth="sha256") as camera:
+        assert "only as digest SHA-256." in why(camera.url(GOOD))
+
+
+@pytest.mark.parametrize(
+    ("said", "best"),
+    [
+        ('Basic realm="r", Digest realm="d", nonce="n"', 'Digest username="u", realm="d", nonce="n"'),
+        ('Digest realm="d", nonce="n", Basic realm="r"', 'Digest username="u", realm="d", nonce="n"'),
+        ('Basic realm="digest algorithm=MD5"', "Basic dTpw"),
+        ('Negotiate YII==, Basic realm="r"', "Basic dTpw"),
+        ('Digest realm="a", nonce="n", algorithm=MD5-sess, Basic realm="r"', "Basic dTpw"),
+        ('Digest realm="a\\"b, Basic", nonce=n', 'Digest username="u", realm="a\\"b, Basic", nonce="n"'),
+        ("Digest", 'Digest username="u", realm="", nonce=""'),
+        ("NTLM", None),
+        ("", None),
+        (", =,==", None),
+    ],
+)
+def test_each_challenge_is_read_by_itself(said: str, best: str | None) -> None:
+    found = address.credentials(address.parse("http://u:p@cam/x"), "GET", "/x", said)
+    assert best is None if found is None else best is not None and found.startswith(best)
+
+
 def test_rtsp_goes_over_tcp(pictures: list[bytes]) -> None:
     with RtspCamera(pictures) as camera:
         source = open_source(SourceOptions("cam", camera.url()))
@@ -96,6 +139,105 @@ def test_every_way_of_marking_parts(boundary: str, lengths: bool, pictures: list
             seen.append(colour_of(source.retrieve(None)))
         source.close()
     assert seen == [*COLOURS, *COLOURS]
+
+
+# --- films over HTTP
+
+
+@pytest.fixture
+def film(tmp_path: Path, pictures: list[bytes]) -> Iterator[MjpegCamera]:
+    """A server of one film: twelve frames, at 20 a second; cut off in the middle while it is stalled."""
+    raw = video_file(tmp_path / "v.avi", frames_each=4, fps=20).read_bytes()
+
+    def serve(connection: socket.socket) -> None:
+        head = f"HTTP/1.0 200 OK\r\nContent-Type: video/x-msvideo\r\nContent-Length: {len(raw)}\r\n\r\n"
+        connection.sendall(head.encode() + raw[: 6000 if server.stalled.is_set() else None])
+
+    with MjpegCamera(pictures) as server:
+        server.hostile = serve
+        yield server
+
+
+def test_a_film_over_http_plays_at_its_pace_and_ends(film: MjpegCamera) -> None:
+    starts, seen = [], []
+    with Running(SourceOptions("cam", film.url(), slot="every")) as running:
+        for _ in range(12):
+            (one,) = running.take(1)
+            starts.append(one.captured_at - one.capture_ms / 1e3)
+            seen.append(colour_of(one.data))
+            one.release()
+        running.await_change(("cam", False, "end of file"))
+    assert seen == [colour for colour in COLOURS for _ in range(4)]
+    assert starts[-1] - starts[0] >= 10 / 20, "eleven periods, less the one that a late first frame takes"
+
+
+def test_a_film_over_http_plays_again_if_it_shall(film: MjpegCamera) -> None:
+    options = SourceOptions("cam", film.url(), slot="every", loop=True, fps=1000)
+    with Running(options) as running:
+        assert [colour_of(one.data) for one in running.take(16)][12:] == ["red"] * 4
+        assert running.changes == [("cam", True, "")]
+
+
+def test_a_film_over_http_is_tried_like_a_file(film: MjpegCamera) -> None:
+    options = SourceOptions("cam", film.url())
+    assert try_source(options, 60) == Findings("http", True, 64, 48, fps=20)
+    assert isinstance(look(options, 1), np.ndarray)
+
+
+def test_a_film_that_is_cut_off_has_not_ended(film: MjpegCamera) -> None:
+    film.stalled.set()
+    with Running(SourceOptions("cam", film.url(), fps=1000)) as running:
+        running.await_down("ended, or stopped sending.")
+
+
+# --- TLS
+
+
+@pytest.fixture
+def trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authority:
+    """The one authority that this process trusts."""
+    authority = Authority.make("trusted")
+    (tmp_path / "authorities.pem").write_text(authority.pem)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authorities.pem"))
+    monkeypatch.delenv("OPENCV_FFMPEG_CAPTURE_OPTIONS", raising=False)
+    images.be_light()
+    return authority
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_streams_over_tls(
+    host: str, trusted: Authority, film: MjpegCamera, pictures: list[bytes], tmp_path: Path
+) -> None:
+    with RtspCamera(pictures) as camera, MjpegCamera(pictures) as web:
+        servers = {"rtsps": camera.port, "https": web.port, "https:film": film.port}
+        for name, port in servers.items():
+            with TlsFront(trusted, tmp_path, port) as front:
+                path = camera.url() if name == "rtsps" else web.url()
+                uri = f"{name.partition(':')[0]}://{host}:{front.port}/{path.rpartition('/')[2]}"
+                source = open_source(SourceOptions("cam", uri))
+                assert source.grab()
+                assert colour_of(source.retrieve(None)) in COLOURS
+                source.close()
+
+
+@pytest.mark.parametrize("scheme", ["rtsps", "https"])
+def test_ffmpeg_trusts_nobody_else(
+    scheme: str, trusted: Authority, film: MjpegCamera, pictures: list[bytes], tmp_path: Path
+) -> None:
+    """It connects by itself: what our own connection finds out holds for that one only."""
+    if scheme == "rtsps" and images.version().startswith("4."):
+        pytest.skip("FFmpeg 5 does not hand what it is told of TLS on from rtsps:// (docs/sources.md)")
+    with RtspCamera(pictures) as camera:
+        port = camera.port if scheme == "rtsps" else film.port
+        for authority in (trusted, Authority.make("another")):
+            with TlsFront(authority, tmp_path, port) as front:
+                uri = f"{scheme}://localhost:{front.port}/stream"
+                if authority is trusted:
+                    images.Reader.of_stream(uri, "it", 10, 10).close()
+                    continue
+                with pytest.raises(Unavailable, match="cannot be opened"):
+                    images.Reader.of_stream(uri, "it", 10, 10)
+                assert "is not trusted" in why(uri)
 
 
 # --- what comes and goes

@@ -11,6 +11,7 @@ import pytest
 from agent.test_runner import Child, serve
 from edgeward_agent.messages import Configure, Qualify, ResultSeen, ServeFailed, SourceSpec, WindowClosed
 from edgeward_agent.qualify import qualify
+from edgeward_runtime.tasks.vad import HOLD_S
 from edgeward_wire.manifest import FEATURES
 from edgeward_wire.result import ResultMessage, Speech
 from runtime.builders import (
@@ -136,19 +137,23 @@ def test_voice_activity(runner: Child, tmp_path: Path) -> None:
     qualified(bundle, tmp_path)
     sound = wav_file(tmp_path / "s.wav", np.concatenate([np.zeros(16_000), spoken(2.0)]))
     first_result(runner, bundle, configure(sound, results="change"))
-    assert heard(runner, active=True).score > 0.5
-    assert heard(runner, active=False).since > 0
+    spoke, began_s = heard(runner, active=True)
+    assert spoke.score > 0.5
+    assert began_s == pytest.approx(512 / 16_000, abs=1e-3), "told with the first stretch of it"
+    silent, ended_s = heard(runner, active=False)
+    assert silent.score < 0.5
+    assert HOLD_S <= ended_s < 1, "silence counts from where the score fell, some stretches ago"
 
 
-def heard(runner: Child, *, active: bool) -> Speech:
-    """The next result that says so."""
+def heard(runner: Child, *, active: bool) -> tuple[Speech, float]:
+    """The next result that says so, and for how many seconds of the sound it had been so."""
 
     def says_so(message: ResultSeen) -> bool:
         return message.result.speech is not None and message.result.speech.active is active
 
-    speech = runner.until(ResultSeen, says_so).result.speech
-    assert speech is not None
-    return speech
+    result = runner.until(ResultSeen, says_so).result
+    assert result.speech is not None
+    return result.speech, result.time - result.speech.since
 
 
 def test_a_model_that_no_source_can_feed_qualifies_and_serves_nobody(runner: Child, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import Literal
 
-Auth = Literal["none", "basic", "digest"]
+Auth = Literal["none", "basic", "digest", "sha256", "several", "bearer"]
 _BOUNDARY = "frontier"
 USER, PASSWORD = "eve", "s3cret/word"
 
@@ -114,11 +114,18 @@ class MjpegCamera:
             )
 
 
+_ASKED: dict[Auth, str] = {
+    "basic": 'Basic realm="camera"',
+    "digest": 'Digest realm="camera", nonce="abc123", algorithm=MD5, qop="auth"',
+    "sha256": 'Digest realm="camera", nonce="abc123", algorithm=SHA-256, qop="auth-int, auth"',
+    "bearer": 'Bearer realm="a basic, digest", Digest realm="camera", algorithm=SHA-512-256, nonce="x"',
+}
+
+
 def challenge(auth: Auth) -> str:
-    """The header that asks who one is."""
-    if auth == "basic":
-        return 'WWW-Authenticate: Basic realm="camera"\r\n'
-    return 'WWW-Authenticate: Digest realm="camera", nonce="abc123", algorithm=MD5, qop="auth"\r\n'
+    """The header that asks who one is; of several, each on a line of its own."""
+    asked = [_ASKED["sha256"], _ASKED["digest"], _ASKED["basic"]] if auth == "several" else [_ASKED[auth]]
+    return "".join(f"WWW-Authenticate: {one}\r\n" for one in asked)
 
 
 def authorised(auth: Auth, head: str, method: str) -> bool:
@@ -131,10 +138,13 @@ def authorised(auth: Auth, head: str, method: str) -> bool:
     if auth == "basic":
         return found[2].strip() == base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
     said = dict(re.findall(r'(\w+)="?([^",\s]+)"?', found[2]))
+    better = said.get("algorithm") == "SHA-256"
+    if auth == "bearer" or (auth == "digest" and better) or (auth in ("sha256", "several") and not better):
+        return False  # of several, the better one is to be chosen
 
-    def md5(text: str) -> str:
-        return hashlib.md5(text.encode()).hexdigest()
+    def hash_of(text: str) -> str:
+        return hashlib.new("sha256" if better else "md5", text.encode()).hexdigest()
 
-    known, wanted = md5(f"{USER}:camera:{PASSWORD}"), md5(f"{method}:{said.get('uri')}")
+    known, wanted = hash_of(f"{USER}:camera:{PASSWORD}"), hash_of(f"{method}:{said.get('uri')}")
     middle = f"{said['nc']}:{said['cnonce']}:{said['qop']}:" if "qop" in said else ""
-    return said.get("response") == md5(f"{known}:{said.get('nonce')}:{middle}{wanted}")
+    return said.get("response") == hash_of(f"{known}:{said.get('nonce')}:{middle}{wanted}")

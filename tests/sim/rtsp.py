@@ -103,7 +103,7 @@ class RtspCamera:
             head += "Public: OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN\r\n"
         elif not authorised(self.auth, request, method):
             return f"RTSP/1.0 401 Unauthorized\r\n{head}{challenge(self.auth)}\r\n".encode()
-        elif not re.match(r"rtsp://[^/]+/stream(/|$)", request.split()[1]):
+        elif not re.match(r"rtsps?://[^/]+/stream(/|$)", request.split()[1]):
             return f"RTSP/1.0 404 Not Found\r\n{head}\r\n".encode()
         elif method == "DESCRIBE":
             body = (

@@ -43,8 +43,13 @@ _BY_BEGINNING = {
 
 
 def kind_of(options: SourceOptions) -> str:
-    """The row of SOURCES for what `uri` means, or what is there now. Raises Unavailable when nothing is."""
+    """The row of SOURCES for what `uri` means, or what is there now.
+
+    Raises:
+        Unavailable: nothing is there, or it may not be looked at. Rejected: it can mean nothing.
+    """
     uri = options.uri
+    _check_text(uri)
     if options.device is not None:
         return "v4l2"
     for beginning, kind in _BY_BEGINNING.items():
@@ -56,12 +61,33 @@ def kind_of(options: SourceOptions) -> str:
         raise Rejected(
             f"{shown(uri)} is of a kind that nothing here reads.", "Use rtsp:// or http://, or a pipeline."
         )
-    path = Path(uri)
+    try:
+        return _kind_of_path(Path(uri))
+    except OSError as error:
+        raise Unavailable(
+            f"{uri} cannot be looked at: {error.strerror or error}.", "Check the path, and who may read it."
+        ) from None
+
+
+def _check_text(uri: str) -> None:
+    """OpenCV ends the process over text that is not UTF-8, no path holds a zero, and none is empty."""
+    try:
+        odd = not uri or b"\0" in uri.encode()
+    except UnicodeEncodeError:
+        odd = True
+    if odd:
+        raise Rejected(f"{shown(uri)[:80]!a} is no address.", "Name a path or address in plain UTF-8 text.")
+
+
+def _kind_of_path(path: Path) -> str:
+    """Raises Unavailable, OSError."""
     if path.is_dir() or (path.is_file() and path.suffix.lower() in PICTURE_SUFFIXES):
         return "pictures"
     if path.is_file():
         return "sound" if path.suffix.lower() in SOUND_SUFFIXES else "video"
-    raise Unavailable(f"{uri} is not there.", "Name a camera, a stream, a file or a directory of pictures.")
+    if path.is_char_device():
+        return "v4l2"
+    raise Unavailable(f"{path} is not there.", "Name a camera, a stream, a file or a directory of pictures.")
 
 
 def open_source(options: SourceOptions) -> Source:

@@ -13,6 +13,7 @@ import secrets
 import socket
 import ssl
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
@@ -25,7 +26,10 @@ _CHUNK = 64 << 10
 # Up to the last @: a password with a slash that nobody encoded is one still.
 _USER = re.compile(r"(?<=://)[^\s!]*@")
 _SECRET = re.compile(r"(?i)\b([\w-]*(?:user|pass|pw|token|key|auth|secret)[\w-]*=)(\"[^\"]*\"|[^\s&!]+)")
-_WORD = re.compile(r'(\w+)=(?:"([^"]*)"|([^\s,]+))')
+# Of a WWW-Authenticate: a parameter of the scheme before it, or a scheme.
+_WORD = re.compile(r'([\w-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,]*))|([\w-]+)')
+HASHES = {"SHA-256": "sha256", "MD5": "md5"}
+"""Of Digest, the better one first."""
 
 
 def shown(uri: str) -> str:
@@ -100,11 +104,16 @@ class Line:
     """A connection, read with bounds."""
 
     def __init__(self, address: Address) -> None:
-        """Connect. Raises Unavailable with the reason."""
+        """Connect. Raises Unavailable with the reason; Rejected when no host can have that name."""
         self._what = address.where
         self._read = bytearray()
         try:
             self._socket = socket.create_connection((address.host, address.port), timeout=CONNECT_S)
+        except UnicodeError:  # from how Python writes names for DNS: no label, or one over 63 letters
+            raise Rejected(
+                f"{address.host[:80]} is no host's name.",
+                "Correct the address: a part of it is empty or too long.",
+            ) from None
         except socket.gaierror:
             raise Unavailable(
                 f"The host {address.host} is not known.", "Check the name and the device's DNS."
@@ -209,43 +218,56 @@ class Line:
         self._socket.close()
 
 
-def credentials(address: Address, method: str, target: str, challenge: str) -> str | None:
+def _challenges(said: str) -> list[tuple[str, dict[str, str]]]:
+    """(scheme, its parameters) for each way that a `WWW-Authenticate` offers; names in lower case."""
+    found: list[tuple[str, dict[str, str]]] = []
+    for word in _WORD.finditer(said):
+        if word[4]:
+            found.append((word[4].lower(), {}))
+        elif found:
+            found[-1][1][word[1].lower()] = word[2] or word[3] or ""
+    return found
+
+
+def credentials(
+    address: Address, method: str, target: str, challenge: str, hashes: Mapping[str, str] = HASHES
+) -> str | None:
     """The Authorization header that answers a `WWW-Authenticate`; None: it asks for a kind we do not have."""
     if address.user is None:
         return None
-    kind = challenge.lower()
-    if "digest" in kind:
-        begin = kind.index("digest") + len("digest")
-        asked = {m[1].lower(): m[2] or m[3] or "" for m in _WORD.finditer(challenge[begin:])}
-        return _digest(address.user, address.password, method, target, asked)
-    if "basic" in kind:
+    offered = _challenges(challenge)
+    for algorithm, hashed in hashes.items():
+        for scheme, asked in offered:
+            if scheme == "digest" and asked.get("algorithm", "MD5").upper() == algorithm:
+                return _digest(address, method, target, asked, hashed)
+    if any(scheme == "basic" for scheme, _ in offered):
         raw = f"{address.user}:{address.password}".encode()
         return f"Basic {base64.b64encode(raw).decode()}"
     return None
 
 
-def _digest(user: str, password: str, method: str, target: str, asked: dict[str, str]) -> str | None:
-    if asked.get("algorithm", "MD5").upper() != "MD5":
-        return None
+def _digest(address: Address, method: str, target: str, asked: dict[str, str], hashed: str) -> str:
+    def hash_of(text: str) -> str:
+        # RFC 7616 lets cameras ask for MD5 still; it protects nothing of ours.
+        return hashlib.new(hashed, text.encode(), usedforsecurity=False).hexdigest()
+
     realm, nonce = asked.get("realm", ""), asked.get("nonce", "")
-    known, wanted = _md5(f"{user}:{realm}:{password}"), _md5(f"{method}:{target}")
-    said = f'Digest username="{user}", realm="{realm}", nonce="{nonce}", uri="{target}"'
+    known, wanted = hash_of(f"{address.user}:{realm}:{address.password}"), hash_of(f"{method}:{target}")
+    said = f'Digest username="{address.user}", realm="{realm}", nonce="{nonce}", uri="{target}"'
+    if "algorithm" in asked:
+        said += f", algorithm={asked['algorithm']}"
     if "opaque" in asked:
         said += f', opaque="{asked["opaque"]}"'
-    if "auth" not in asked.get("qop", "").split(","):
-        return f'{said}, response="{_md5(f"{known}:{nonce}:{wanted}")}"'
+    if "auth" not in [kind.strip() for kind in asked.get("qop", "").lower().split(",")]:
+        return f'{said}, response="{hash_of(f"{known}:{nonce}:{wanted}")}"'
     once = secrets.token_hex(8)
-    response = _md5(f"{known}:{nonce}:00000001:{once}:auth:{wanted}")
+    response = hash_of(f"{known}:{nonce}:00000001:{once}:auth:{wanted}")
     return f'{said}, qop=auth, nc=00000001, cnonce="{once}", response="{response}"'
 
 
-def _md5(text: str) -> str:
-    # RFC 7616 lets cameras ask for it still; it protects nothing of ours.
-    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
-
-
-def refusal(status: int, address: Address) -> Unavailable:
-    """Why a server that answers `status` gives no stream."""
+def refusal(reply: Reply, address: Address, proved: bool) -> Unavailable:
+    """Why a server that answers so gives no stream. `proved`: to a request with an Authorization."""
+    status = reply.status
     where = address.shown
     if status == 401:
         if address.user is None:
@@ -253,6 +275,8 @@ def refusal(status: int, address: Address) -> Unavailable:
                 f"{where} asks for a user name and password.",
                 "Put them into the address: //USER:PASSWORD@HOST.",
             )
+        if not proved:
+            return _no_such_proof(reply, where)
         return Unavailable(f"{where} refuses the user name or password.", "Correct them in agent.toml.")
     if status == 403:
         return Unavailable(f"{where} forbids this user the stream.", "Allow it in the camera's settings.")
@@ -261,3 +285,13 @@ def refusal(status: int, address: Address) -> Unavailable:
     if status in (301, 302, 303, 307, 308):
         return Unavailable(f"{where} has moved ({status}).", "Put its new address into agent.toml.")
     return Unavailable(f"{where} answers {status}.", "See the camera's own log.")
+
+
+def _no_such_proof(reply: Reply, where: str) -> Unavailable:
+    offered = _challenges(reply.headers.get("www-authenticate", ""))
+    names = ", ".join(f"{scheme} {asked.get('algorithm', '')}".strip() for scheme, asked in offered[:8])
+    said = names[:80] if names and names.isprintable() else "something that is no scheme"
+    return Unavailable(
+        f"{where} takes a user name and password only as {said}.",
+        "Allow Basic, or Digest with MD5, in the camera's settings.",
+    )

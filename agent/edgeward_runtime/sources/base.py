@@ -33,6 +33,11 @@ class Source(Protocol):
         """Sound that is missing before the chunk that was fetched, in seconds."""
         ...
 
+    @property
+    def recorded(self) -> bool:
+        """Whether it is a film though its address is a stream's: played at its own pace, and it ends."""
+        ...
+
     def grab(self) -> bool:
         """Fetch the next frame; False at the end of a file. A camera that gives nothing is Unavailable."""
         ...
@@ -56,6 +61,7 @@ class PictureBase:
 
     rate: int | None = None
     lost_s: float = 0.0
+    recorded: bool = False
 
 
 class SoundBase:
@@ -63,6 +69,7 @@ class SoundBase:
 
     _rate: int
     lost_s: float = 0.0
+    recorded: bool = False
 
     @property
     def rate(self) -> int | None:

@@ -1,9 +1,9 @@
 """A camera or server that sends pictures over HTTP, one JPEG after the other (multipart, "MJPEG").
 
 We read such streams ourselves: FFmpeg keeps whatever a server sends until a picture ends, gives no
-reason when it refuses, and knows no limit of size. Anything else that HTTP brings (a film, a transport
-stream) goes to FFmpeg. Invariants: a picture has at most `MAX_FRAME_BYTES`, and is looked at before it is
-decoded; opening and each picture have a deadline.
+reason when it refuses, and knows no limit of size. Anything else that HTTP brings goes to FFmpeg: a film,
+which has a length, plays like a file, and what has none (a transport stream) is live. Invariants: a picture
+has at most `MAX_FRAME_BYTES`, and is looked at before it is decoded; opening and each have a deadline.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from edgeward_runtime import images
 from edgeward_runtime.images import U8, Reader
 from edgeward_runtime.sources import address as addresses
-from edgeward_runtime.sources.address import Address, Line, credentials, refusal
+from edgeward_runtime.sources.address import Address, Line, Reply, credentials, refusal
 from edgeward_runtime.sources.base import PictureBase
 from edgeward_runtime.sources.options import SourceOptions
 from edgeward_wire.errors import EdgewardError, Rejected, Unavailable
@@ -23,6 +23,8 @@ OPEN_S = 10.0
 READ_S = 10.0
 MAX_FRAME_BYTES = 16 << 20
 _MAX_PART_HEAD = 4 << 10
+_NEARLY = 0.9
+"""Of the frames that a film claims to have: what ends before that was cut off."""
 _BOUNDARY = re.compile(r'boundary=(?:"([^"]{1,200})"|([^\s;]{1,200}))', re.IGNORECASE)
 _LENGTH = re.compile(rb"(?im)^content-length[ \t]*:[ \t]*(\d{1,9})[ \t\r]*$")
 
@@ -31,7 +33,8 @@ def open_http(options: SourceOptions) -> MjpegSource | FilmSource:
     """What the address gives: pictures one by one, or something for FFmpeg. Raises Unavailable, Rejected."""
     address = addresses.parse(options.uri)
     deadline = time.monotonic() + OPEN_S
-    line, kind = _request(address, deadline)
+    line, reply = _request(address, deadline)
+    kind = reply.headers.get("content-type", "")
     if kind.lower().startswith("multipart/"):
         return MjpegSource(address, line, kind)
     line.close()
@@ -40,11 +43,11 @@ def open_http(options: SourceOptions) -> MjpegSource | FilmSource:
             f"{address.shown} is {kind.split(';')[0][:80]}, not a stream.",
             "Name the address of its MJPEG stream.",
         )
-    return FilmSource(options.uri, address)
+    return FilmSource(options.uri, address, recorded="content-length" in reply.headers)
 
 
-def _request(address: Address, deadline: float) -> tuple[Line, str]:
-    """A connection on which the body comes next, and the body's type."""
+def _request(address: Address, deadline: float) -> tuple[Line, Reply]:
+    """A connection on which the body comes next, and the head before it."""
     proof = ""
     while True:
         line = Line(address)
@@ -56,12 +59,12 @@ def _request(address: Address, deadline: float) -> tuple[Line, str]:
             )
             reply = line.head("HTTP", deadline)
             if reply.status == 200 and "chunked" not in reply.headers.get("transfer-encoding", "").lower():
-                return line, reply.headers.get("content-type", "")
+                return line, reply
             if reply.status == 200:
                 raise Rejected(f"{address.shown} sends chunks though HTTP/1.0 was asked for.")
             said = credentials(address, "GET", address.target, reply.headers.get("www-authenticate", ""))
             if reply.status != 401 or said is None or proof:
-                raise refusal(reply.status, address)
+                raise refusal(reply, address, bool(proof))
         except EdgewardError:
             line.close()
             raise
@@ -122,24 +125,33 @@ class MjpegSource(PictureBase):
 class FilmSource(PictureBase):
     """A film or transport stream over HTTP, through FFmpeg."""
 
-    def __init__(self, uri: str, address: Address) -> None:
-        self._where = address.shown
-        self._reader = Reader.of_stream(uri, self._where, OPEN_S, READ_S)
+    def __init__(self, uri: str, address: Address, *, recorded: bool) -> None:
+        self._uri, self._where, self.recorded = uri, address.shown, recorded
+        self._reader = self._opened()
+        self._given = 0
+
+    def _opened(self) -> Reader:
+        return Reader.of_stream(self._uri, self._where, OPEN_S, READ_S)
 
     @property
     def fps(self) -> float | None:
         return self._reader.fps
 
     def grab(self) -> bool:
-        if not self._reader.grab():
-            raise Unavailable(f"{self._where} ended, or stopped sending.", "Check the server.")
-        return True
+        if self._reader.grab():
+            self._given += 1
+            return True
+        if self.recorded and self._given >= _NEARLY * self._reader.frames:
+            return False
+        raise Unavailable(f"{self._where} ended, or stopped sending.", "Check the server.")
 
     def retrieve(self, buffer: U8 | None) -> U8:
         return self._reader.retrieve(buffer)
 
     def rewind(self) -> None:
-        """Taken as a stream: `grab` never says that it ended."""
+        """Of a film: asked for anew, since not every server can go back."""
+        self._reader.close()
+        self._reader, self._given = self._opened(), 0
 
     def close(self) -> None:
         self._reader.close()

@@ -13,6 +13,10 @@ Polygon = tuple[tuple[float, float], ...]
 Crop = tuple[float, float, float, float]
 
 ANY = "*"
+_MAX_DIGITS = 4
+"""Of a camera's number."""
+_FILES = ("/dev/shm/", "/dev/fd/")
+"""What below /dev is no device."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Rules:
 class SourceOptions:
     """One source.
 
-    `uri`: a number or /dev/video* (V4L2), rtsp://, http(s):// (MJPEG), a GStreamer pipeline
+    `uri`: a number or a path below /dev (V4L2), rtsp://, http(s):// (MJPEG), a GStreamer pipeline
     (`... ! appsink`), a video file, a picture, a directory of pictures, a sound file, `mic:` or `mic:NAME`,
     `pipe:PATH` (WAV).
     """
@@ -54,6 +58,8 @@ class SourceOptions:
     height: int | None = None
     fps: float | None = None
     """Asked of a camera; the pace of a file that is played in real time."""
+    format: str | None = None
+    """Asked of a camera: the FOURCC of its pictures on the wire."""
     rotate: Rotation = 0
     """Degrees clockwise."""
     crop: Crop | None = None
@@ -63,10 +69,10 @@ class SourceOptions:
 
     @property
     def device(self) -> str | None:
-        """The path of the V4L2 device that `uri` means, if it means one."""
-        if self.uri.isdecimal():
+        """The path of the V4L2 device that `uri` means, if it means one; it need not be there now."""
+        if self.uri.isdecimal() and len(self.uri) <= _MAX_DIGITS:
             return f"/dev/video{int(self.uri)}"
-        return self.uri if self.uri.startswith("/dev/video") else None
+        return self.uri if self.uri.startswith("/dev/") and not self.uri.startswith(_FILES) else None
 
     @property
     def live(self) -> bool:

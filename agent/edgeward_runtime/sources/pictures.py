@@ -19,13 +19,15 @@ class PictureSource(PictureBase):
 
     def __init__(self, options: SourceOptions) -> None:
         self._path = Path(options.uri)
+        self._fps = (options.fps or _DEFAULT_FPS) if options.paced else None
         self._names = iter(_listed(self._path))
         self._name = ""
         self._raw = b""
 
     @property
     def fps(self) -> float | None:
-        return _DEFAULT_FPS
+        """None: as fast as they are taken."""
+        return self._fps
 
     def grab(self) -> bool:
         """Reads the next file; `retrieve` decodes it."""
@@ -50,9 +52,9 @@ class PictureSource(PictureBase):
 
 
 def _listed(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
     try:
+        if path.is_file():
+            return [path]
         found = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES)
     except OSError as error:
         raise Unavailable(f"{path} cannot be listed: {error.strerror or error}.") from None

@@ -17,6 +17,8 @@ from edgeward_wire.errors import EdgewardError, Unavailable
 OPEN_S = 10.0
 READ_S = 10.0
 _ASK_S = 5.0
+_FFMPEG_HASHES = {"MD5": "md5"}
+"""Of Digest, what FFmpeg knows: with any other it only says that it could not open."""
 
 
 class RtspSource(PictureBase):
@@ -72,9 +74,11 @@ def _ask(line: Line, address: Address, deadline: float) -> EdgewardError | None:
         reply = line.head("RTSP", deadline)
         if reply.status == 200:
             return None
-        said = credentials(address, "DESCRIBE", target, reply.headers.get("www-authenticate", ""))
+        said = credentials(
+            address, "DESCRIBE", target, reply.headers.get("www-authenticate", ""), _FFMPEG_HASHES
+        )
         if reply.status != 401 or said is None or proof:
-            return refusal(reply.status, address)
+            return refusal(reply, address, bool(proof))
         line.exactly(reply.length, deadline)
         proof = f"Authorization: {said}\r\n"
     return None

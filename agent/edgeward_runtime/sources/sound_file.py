@@ -9,10 +9,10 @@ import numpy as np
 
 from edgeward_runtime import sounds
 from edgeward_runtime.images import U8
-from edgeward_runtime.sounds import F32
+from edgeward_runtime.sounds import F32, Format
 from edgeward_runtime.sources.base import SoundBase
 from edgeward_runtime.sources.options import SourceOptions
-from edgeward_wire.errors import Rejected, Unavailable
+from edgeward_wire.errors import EdgewardError, Rejected, Unavailable
 
 
 class SoundFileSource(SoundBase):
@@ -23,19 +23,25 @@ class SoundFileSource(SoundBase):
         try:
             self._file: IO[bytes] = self._path.open("rb")
         except OSError as error:
-            raise Unavailable(
-                f"{self._path} cannot be read: {error.strerror or error}.", "Check the path."
-            ) from None
+            raise _unreadable(self._path, error) from None
         try:
-            form = sounds.stream_format(self._file.read(sounds.MAX_WAV_HEAD), self._path.name)
-            if form is None:
-                raise Rejected(f"{self._path.name} holds no sound: it has no data.", "Copy it again.")
-        except Rejected:
+            self._form = self._header()
+            self._rate = self._form.rate
+            self.rewind()
+        except EdgewardError:
             self._file.close()
             raise
-        self._form, self._rate = form, form.rate
         self._raw = b""
-        self.rewind()
+
+    def _header(self) -> Format:
+        try:
+            head = self._file.read(sounds.MAX_WAV_HEAD)
+        except OSError as error:
+            raise _unreadable(self._path, error) from None
+        form = sounds.stream_format(head, self._path.name)
+        if form is None:
+            raise Rejected(f"{self._path.name} holds no sound: it has no data.", "Copy it again.")
+        return form
 
     def grab(self) -> bool:
         """Reads the next chunk; `retrieve` converts it."""
@@ -43,7 +49,7 @@ class SoundFileSource(SoundBase):
         try:
             raw = self._file.read(wanted * self._form.frame_bytes)
         except OSError as error:
-            raise Unavailable(f"{self._path} cannot be read: {error.strerror or error}.") from None
+            raise _unreadable(self._path, error) from None
         frames = len(raw) // self._form.frame_bytes
         self._raw = raw[: frames * self._form.frame_bytes]
         self._left -= frames
@@ -54,8 +60,15 @@ class SoundFileSource(SoundBase):
         return sounds.to_mono(np.frombuffer(self._raw, np.uint8), self._form, self._path.name)
 
     def rewind(self) -> None:
-        self._file.seek(self._form.start)
+        try:
+            self._file.seek(self._form.start)
+        except OSError as error:
+            raise _unreadable(self._path, error) from None
         self._left = self._form.frames
 
     def close(self) -> None:
         self._file.close()
+
+
+def _unreadable(path: Path, error: OSError) -> Unavailable:
+    return Unavailable(f"{path} cannot be read: {error.strerror or error}.", "Check the path and the disk.")

@@ -150,8 +150,8 @@ def _kind(options: SourceOptions) -> str:
 def _measure(options: SourceOptions, source: Source, seconds: float) -> Findings:
     kind, frames, lost = kind_of(options), 0, 0.0
     first = _frame(source, options)
-    since = time.monotonic()
-    while options.live and time.monotonic() - since < seconds:
+    since, live = time.monotonic(), options.live and not source.recorded
+    while live and time.monotonic() - since < seconds:
         _frame(source, options)
         frames += 1
         lost += source.lost_s
@@ -185,7 +185,7 @@ def look(options: SourceOptions, sound_s: float) -> U8 | Sound:
     try:
         data, since = _frame(source, options), time.monotonic()
         if source.rate is None:
-            while options.live and time.monotonic() - since < WARM_S:
+            while options.live and not source.recorded and time.monotonic() - since < WARM_S:
                 data = _frame(source, options)
             return np.ascontiguousarray(data)
         wanted = round(min(sound_s, MAX_SOUND_S) * source.rate)

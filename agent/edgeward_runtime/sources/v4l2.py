@@ -19,7 +19,7 @@ class V4l2Source(PictureBase):
             raise Unavailable(f"{device} is not there.", "Plug the camera in; `ls /dev/video*` lists them.")
         if not os.access(device, os.R_OK | os.W_OK):
             raise Unavailable(f"{device} may not be opened.", "Add the user to the group `video`.")
-        self._reader = Reader.of_device(device, options.width, options.height, options.fps)
+        self._reader = Reader.of_device(device, options.width, options.height, options.fps, options.format)
         self._device = device
 
     @property
