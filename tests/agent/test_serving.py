@@ -16,6 +16,8 @@ import pytest
 
 from agent.serving import Serving, infer_binary, infer_json, tensor
 from edgeward_agent.messages import Heartbeat
+from edgeward_agent.serving import app
+from edgeward_agent.serving.link import Link
 from edgeward_agent.serving.server import MAX_CONNECTIONS, Server, told
 from edgeward_agent.serving.wire import MAX_CHANNELS
 from edgeward_runtime import golden
@@ -110,6 +112,30 @@ def test_health_says_when_the_model_is_wrong(bundle: Bundle, tmp_path: Path) -> 
         status, said = stack.json("GET", "/health")
         assert status == 503
         assert "golden outputs" in said["pipelines"]["main"]["detail"]
+    finally:
+        stack.close()
+
+
+def test_health_of_a_slow_model_that_is_asked_rarely(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "HEALTH_S", 0.0)
+    monkeypatch.setattr(app, "_STALE_S", 0.01)
+    stack = Serving(tmp_path, bundle)
+    try:
+        health = app.Health(Link(stack.run, "main", 1))
+        assert health.look()["ok"]
+        time.sleep(0.02)
+        stack.runner.process.send_signal(signal.SIGSTOP)
+        later = threading.Timer(5 * app.HEALTH_WAIT_S, stack.runner.process.send_signal, [signal.SIGCONT])
+        later.start()
+        assert health.look()["ok"], "its last outcome is old, so this run is waited for"
+        later.join()
+        time.sleep(0.02)
+        monkeypatch.setattr(app, "_WAIT_S", 0.05)
+        stack.runner.process.send_signal(signal.SIGSTOP)
+        assert not health.look()["ok"], "this one is late"
+        stack.runner.process.send_signal(signal.SIGCONT)
     finally:
         stack.close()
 
