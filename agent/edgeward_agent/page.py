@@ -16,7 +16,6 @@ import base64
 import hmac
 import http.cookies
 import http.server
-import ipaddress
 import json
 import re
 import secrets
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from edgeward_agent import local_socket
+from edgeward_agent.hosts import LOCAL, known_host
 from edgeward_wire.errors import EdgewardError, Rejected, Unavailable
 
 MAX_CLIENTS = 16
@@ -41,7 +41,6 @@ _MAX_KEPT = 64
 _IDLE_S = 10.0
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _COOKIE = "edgeward"
-_LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 _HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
@@ -61,26 +60,12 @@ class Settings:
     token: str | None
 
 
-def known_host(header: str | None, names: frozenset[str]) -> bool:
-    """Whether a Host header can be meant for us: an address, or one of our own names.
-
-    A page of somebody else that makes its own name point here still sends that name.
-    """
-    if header is None or len(header) > 300:
-        return False
-    try:
-        host = urllib.parse.urlsplit(f"//{header}").hostname or ""
-        return host in names or bool(ipaddress.ip_address(host))
-    except ValueError:
-        return False
-
-
 def own_names(host: str) -> frozenset[str]:
     """The names that this device answers to."""
-    if host in _LOCAL:
-        return _LOCAL
+    if host in LOCAL:
+        return LOCAL
     name = socket.gethostname().lower()
-    return _LOCAL | {name, name.partition(".")[0], f"{name.partition('.')[0]}.local", host.lower()}
+    return LOCAL | {name, name.partition(".")[0], f"{name.partition('.')[0]}.local", host.lower()}
 
 
 class Frames:

@@ -21,10 +21,11 @@ from agent.test_runner import Child, serve
 from agent.test_status import MAIN, status, write
 from edgeward_agent.backoff import Backoff
 from edgeward_agent.config import PageSettings, load_config
+from edgeward_agent.hosts import known_host
 from edgeward_agent.lifetime import Pulse
 from edgeward_agent.local_socket import RUN
 from edgeward_agent.messages import ServingNow
-from edgeward_agent.page import MAX_CLIENTS, known_host, own_names
+from edgeward_agent.page import MAX_CLIENTS, own_names
 from edgeward_agent.page_keeper import PageKeeper
 from edgeward_runtime import images
 from edgeward_wire.errors import Rejected

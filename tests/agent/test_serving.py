@@ -240,7 +240,16 @@ def test_what_http_itself_refuses(serving: Serving) -> None:
     assert serving.json("GET", "/" + "a/" * 20)[0] == 404
     assert serving.json("POST", INFER, b"{}", {"Content-Encoding": "gzip"})[0] == 415
     assert serving.json("GET", "/v2", headers={"Origin": "https://example.org"})[0] == 403
-    assert serving.json("GET", "/v2", headers={"Host": "example.org"})[0] == 403
+    for name in (
+        "example.org",
+        "127.0.0.1.example.org",
+        "localhost.example.org:80",
+        "[::1].example.org",
+        "[::",
+    ):
+        assert serving.json("GET", "/v2", headers={"Host": name})[0] == 403, name
+    for name in ("localhost:8100", "LOCALHOST", "127.0.0.1", "127.8.8.8:80", "[::1]:8100"):
+        assert serving.json("GET", "/v2", headers={"Host": name})[0] == 200, name
     assert serving.json("PUT", "/v2", b"{}")[0] == 501
     for text in (b"\0\0\0\r\n\r\n", b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n"):
         with socket.create_connection(("127.0.0.1", serving.port), 10) as link:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from edgeward_agent.hosts import LOCAL, known_host
 from edgeward_agent.serving.faults import Fault
 
 log = logging.getLogger("edgeward.serving")
@@ -227,8 +228,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.headers.get("Origin") is not None:
             # A page from anywhere could ask through the browser of whoever sits at this device.
             raise Fault(403, "Pages of other sites are not served.")
-        elif not _local(self.headers.get("Host", "")):
-            raise Fault(403, "Ask for localhost or a loopback address.")
+        elif (host := self.headers.get("Host")) and not known_host(host, LOCAL):
+            raise Fault(403, "Ask for localhost or an address: this name may be another site's.")
 
     def _length(self) -> int:
         if self.headers.get("Transfer-Encoding") is not None:
@@ -292,9 +293,3 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         log.debug(format, *args)
-
-
-def _local(host: str) -> bool:
-    """Whether a Host header names this machine: a name that somebody else's DNS sends here does not."""
-    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-    return name in ("", "localhost", "[::1]") or name.startswith("127.")
