@@ -291,6 +291,30 @@ def test_one_who_drips_is_cut() -> None:
     assert counted == [400, 400]
 
 
+def test_one_who_asks_first_is_answered_before_it_sends() -> None:
+    with Server(("127.0.0.1", 0), lambda query: told(200, {}), lambda *_: None, max_body=1000) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        asks = b"POST / HTTP/1.1\r\nHost: %s\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n"
+        address = ("127.0.0.1", server.server_port)
+        with socket.create_connection(address, 20) as link, link.makefile("rb") as lines:
+            for _ in range(2):
+                link.sendall(asks % (b"localhost", 3))
+                assert lines.readline() == b"HTTP/1.1 100 Continue\r\n"
+                assert lines.readline() == b"\r\n"
+                link.sendall(b"abc")
+                assert lines.readline() == b"HTTP/1.1 200 OK\r\n"
+                while lines.readline() != b"\r\n":
+                    pass
+                assert lines.read(2) == b"{}"
+            link.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\nx")
+            assert lines.readline() == b"HTTP/1.1 200 OK\r\n"
+        for host, length, status in ((b"localhost", 1001, b"413"), (b"example.org", 3, b"403")):
+            with socket.create_connection(address, 20) as link:
+                link.sendall(asks % (host, length))
+                assert _all(link).startswith(b"HTTP/1.1 " + status), "its body is not asked for"
+        server.shutdown()
+
+
 def test_connections_are_bounded() -> None:
     with Server(("127.0.0.1", 0), lambda _query: told(200, {}), lambda *_: None, max_body=1000) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -173,6 +173,7 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = IDLE_S
     disable_nagle_algorithm = True
     wbufsize = 1 << 16
+    _asks_first = False
 
     def handle(self) -> None:
         with contextlib.suppress(ConnectionError, TimeoutError):  # it went away
@@ -184,7 +185,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         self.server.expect(self.connection, self.server.header_s)
+        self._asks_first = False
         super().handle_one_request()
+
+    def handle_expect_100(self) -> bool:
+        """Who asks before it sends its body is told to go on once we want it, and else why not."""
+        self._asks_first = True
+        return True
 
     def do_GET(self) -> None:
         self._serve()
@@ -204,6 +211,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._let_finish()
             return
         try:
+            self._go_on()
             body = self._body(taken)
             self.server.expect(self.connection, None)
             path, _, parameters = self.path.partition("?")
@@ -218,6 +226,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(refusal(fault), began)
         finally:
             self.server.give(taken)
+
+    def _go_on(self) -> None:
+        if self._asks_first:
+            self.send_response_only(100)
+            self.end_headers()
+            self.wfile.flush()
 
     def _admit(self) -> None:
         token = self.server.token
