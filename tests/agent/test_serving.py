@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import signal
 import socket
@@ -100,6 +101,18 @@ def test_health_runs_the_model_at_most_once_a_second(serving: Serving) -> None:
     began = time.monotonic()
     outcomes = {asked() for _ in range(10)}
     assert len(outcomes) <= time.monotonic() - began + 2
+
+
+def test_head_is_get_without_a_body(serving: Serving) -> None:
+    link = http.client.HTTPConnection("127.0.0.1", serving.port, timeout=30)
+    for path, status in (("/health", 200), ("/v2/health/live", 200), ("/nothing", 404), ("/predict", 405)):
+        link.request("HEAD", path)
+        response = link.getresponse()
+        assert (response.status, response.read()) == (status, b"")
+        assert int(response.headers["Content-Length"]) > 0
+    link.request("GET", "/v2/health/live")
+    assert json.loads(link.getresponse().read()) == {"live": True}, "no body stands before this answer"
+    link.close()
 
 
 def test_health_says_when_the_model_is_wrong(bundle: Bundle, tmp_path: Path) -> None:

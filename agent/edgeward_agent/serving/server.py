@@ -196,6 +196,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._serve()
 
+    def do_HEAD(self) -> None:
+        self._serve()
+
     def do_POST(self) -> None:
         self._serve()
 
@@ -215,7 +218,8 @@ class _Handler(BaseHTTPRequestHandler):
             body = self._body(taken)
             self.server.expect(self.connection, None)
             path, _, parameters = self.path.partition("?")
-            query = Query(self.command, path, parameters, self.headers.get, body)
+            method = "GET" if self.command == "HEAD" else self.command
+            query = Query(method, path, parameters, self.headers.get, body)
             try:
                 reply = self.server.answer(query)
             except Fault as fault:
@@ -251,7 +255,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Content-Encoding", "identity") != "identity":
             raise Fault(415, "Send the body as it is, not compressed.")
         said = self.headers.get_all("Content-Length", [])
-        if not said and self.command == "GET":
+        if not said and self.command in ("GET", "HEAD"):
             return 0
         if len(said) != 1 or not said[0].isascii() or not said[0].isdecimal() or len(said[0]) > 12:
             raise Fault(411 if not said else 400, "Content-Length is one whole number.")
@@ -289,7 +293,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()
-        for part in reply.parts:
+        for part in reply.parts if self.command != "HEAD" else ():
             self.wfile.write(part)
         self.wfile.flush()
         self.server.count(reply.route or "refused", reply.status, time.perf_counter() - began)
