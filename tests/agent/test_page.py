@@ -126,6 +126,8 @@ def test_the_page_needs_nothing_from_elsewhere_and_nothing_else_may_run_in_it(pa
     assert "prefers-color-scheme" in text or "light-dark(" in text
     assert page.get("/")[0].headers["Content-Security-Policy"] != policy
     assert page.get("/etc/passwd")[0].status == 404
+    assert page.get("/?" + "a=1&" * 9)[0].status == 400
+    assert page.get("/?" + "a" * 2000)[0].status == 400
 
 
 @pytest.mark.parametrize(

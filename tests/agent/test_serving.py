@@ -264,6 +264,7 @@ def test_what_http_itself_refuses(serving: Serving) -> None:
     for name in ("localhost:8100", "LOCALHOST", "127.0.0.1", "127.8.8.8:80", "[::1]:8100"):
         assert serving.json("GET", "/v2", headers={"Host": name})[0] == 200, name
     assert serving.json("PUT", "/v2", b"{}")[0] == 501
+    assert serving.json("POST", "/predict?" + "a=1&" * 5, b"x")[0] == 400
     for text in (b"\0\0\0\r\n\r\n", b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n"):
         with socket.create_connection(("127.0.0.1", serving.port), 10) as link:
             link.sendall(text)

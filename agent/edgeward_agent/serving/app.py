@@ -23,6 +23,7 @@ HEALTH_WAIT_S = 0.02
 _WAIT_S = 5.0
 _STALE_S = 10.0
 _MAX_PARTS = 8
+_MAX_FIELDS = 4
 
 _Handler = Callable[[Query, list[str]], Reply]
 
@@ -201,7 +202,12 @@ class App:
         return Reply(200, [body])
 
     def _pipeline(self, query: Query) -> Link:
-        asked = parse_qs(query.parameters, max_num_fields=4).get("pipeline", [""])[0]
+        try:
+            asked = parse_qs(query.parameters, max_num_fields=_MAX_FIELDS).get("pipeline", [""])[0]
+        except ValueError:
+            raise Fault(
+                400, f"At most {_MAX_FIELDS} fields may follow /predict?, as pipeline=NAME."
+            ) from None
         if not asked and len(self._links) == 1:
             return next(iter(self._links.values()))
         link = self._links.get(asked)
