@@ -487,6 +487,22 @@ def test_a_lost_blob_of_the_committed_model_is_fetched_again(device: Device) -> 
     device.serves(ONE)
 
 
+def test_lost_golden_vectors_are_fetched_again_while_the_model_serves(device: Device) -> None:
+    device.deploy(ONE)
+    device.stop()
+    (device.state / "blobs" / ONE.variants["int8"].golden.sha256).unlink()
+    device.start()
+    device.until(lambda main: "missing" in main.fault and main.serving)
+    pid, tries = device.runner(), device.machine._pipelines["main"].running.backoff
+    deadline = time.monotonic() + WAIT_S
+    while tries.failures < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert tries.failures >= 3, "there is no registry, so it is tried again"
+    put(device.state, ONE)
+    device.until(lambda main: not main.fault and main.serving)
+    assert device.runner() == pid, "the runner went on serving"
+
+
 def test_a_damaged_blob_of_the_committed_model_is_found_and_fetched_again(device: Device) -> None:
     model = manifest("1", annotations={"serve": "whole"})
     device.deploy(model)
