@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,8 @@ _REDRAW_S = 0.5
 _PLAIN_LINE_S = 1.0
 _ENDING_POLL_S = 0.02
 _SOURCE = "source"
+_MAX_THREADS = 1024
+_PROVIDER = re.compile(r"[A-Za-z][A-Za-z0-9]{0,39}")
 
 
 def register(subparsers: Subparsers) -> None:
@@ -77,16 +80,30 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", metavar="DIR", help="pictures or WAV files like those that it will meet")
     parser.add_argument("--sidecar", type=Path, metavar="FILE", help="default: the .toml beside the model")
     parser.add_argument(
-        "--provider", action="append", default=[], help="only this one, e.g. CPU (repeatable)"
+        "--provider",
+        type=_provider,
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="only this one, e.g. CPU (repeatable)",
     )
-    parser.add_argument("--threads", type=_positive, help="default: all cores")
+    parser.add_argument("--threads", type=_threads, metavar="N", help="default: all cores")
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if not 1 <= number <= 1 << 30:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return number
+def _positive(text: str, most: int = 1 << 30) -> int:
+    if not (text.isascii() and text.isdecimal()) or len(text) > 12 or not 1 <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"{text[:40]} is not a whole number from 1 to {most}")
+    return int(text)
+
+
+def _threads(text: str) -> int:
+    return _positive(text, _MAX_THREADS)
+
+
+def _provider(text: str) -> str:
+    if not _PROVIDER.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no provider's name: CPU, OpenVINO, CUDA, ...")
+    return text
 
 
 def _guarded(handler: Any, arguments: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from edgeward_agent import local_cli
+from edgeward_agent.cli import main
 from edgeward_agent.local_cli import table
 from runtime.builders import (
     int8_classifier,
@@ -111,6 +112,32 @@ def test_errors_say_what_and_what_next(
     assert "\nnext: " in err
     assert "Traceback" not in err
     assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (("probe", "m.onnx", "--threads", "5000"), "--threads: 5000 is not a whole number from 1 to 1024"),
+        (("probe", "m.onnx", "--threads", "two"), "--threads: two is not a whole number"),
+        ((*RUN, "0", "--threads", "0"), "--threads: 0 is not a whole number"),
+        ((*RUN, "0", "--frames", "-1"), "--frames: -1 is not a whole number"),
+        ((*RUN, "0", "--frames", "9" * 5000), "is not a whole number"),
+        ((*RUN, "0", "--provider", "x" * 100), "is no provider's name"),
+        (("probe", "m.onnx", "--provider", "C P U"), "is no provider's name"),
+        (
+            ("snapshot", "0", "--out", "p.wav", "--seconds", "abc"),
+            "--seconds: abc is not a number of seconds",
+        ),
+        (("sources", "--seconds", "nan"), "--seconds: nan is not a number of seconds from 0.1 to 60"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused_in_a_line(
+    words: tuple[str, ...], error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(list(words))
+    assert ended.value.code == 2
+    assert error in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_nothing_heavy_is_imported_for_the_command_line() -> None:
