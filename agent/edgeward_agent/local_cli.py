@@ -17,6 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeward_agent.cooling import PATIENCE_S, Cooling
+from edgeward_agent.sensors import Sensors
 from edgeward_agent.sysinfo import this_machine
 from edgeward_wire.errors import EdgewardError, Rejected
 from edgeward_wire.histogram import Recorder
@@ -175,11 +177,26 @@ def _find(known: Guess, arguments: argparse.Namespace) -> Findings:
         if live:
             print(f"\r\x1b[K{phase} {done}/{total}: {note}"[:110], end="", file=sys.stderr, flush=True)
 
+    calm = Cooling(Sensors(), max_temp_c=None, patience_s=PATIENCE_S, waiting=_Waiting(live=live))
     try:
-        return probe(subject, found, progress=progress)
+        return probe(subject, found, progress=progress, calm=calm)
     finally:
         if live:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+class _Waiting:
+    """Says on stderr why nothing is measured yet: over and over where somebody looks, else once."""
+
+    def __init__(self, *, live: bool) -> None:
+        self._live, self._said = live, False
+
+    def __call__(self, why: str) -> None:
+        if self._live:
+            print(f"\r\x1b[K{why}"[:110], end="", file=sys.stderr, flush=True)
+        elif not self._said:
+            print(why, file=sys.stderr, flush=True)
+        self._said = True
 
 
 def _golden(model: Path, known: Guess) -> bytes:

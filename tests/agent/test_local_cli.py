@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from edgeward_agent import local_cli
 from edgeward_agent.cli import main
 from edgeward_agent.local_cli import table
+from edgeward_agent.sensors import Sensors
 from runtime.builders import (
     int8_classifier,
     labels_file,
@@ -79,6 +81,19 @@ def test_probe_prints_the_table_of_plans(model: Path, capsys: pytest.CaptureFixt
     assert "Qnn int8 x1: Qnn is not in this build of ONNX Runtime." in out
     assert "made of noise" in out
     assert "Best: CPU int8" in out
+
+
+def test_probe_waits_for_a_hot_device_and_says_so(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    orin = Path(shutil.copytree(Path(__file__).parent / "jetson_orin", tmp_path / "orin"))
+    (orin / "sys/class/thermal/cooling_device1/cur_state").write_text("2\n")
+    monkeypatch.setattr(local_cli, "Sensors", lambda: Sensors(orin))
+    monkeypatch.setattr(local_cli, "PATIENCE_S", 0.1)
+    assert command("probe", model, "--json") == 0
+    out, err = capsys.readouterr()
+    assert err.startswith("The device is slowed down (cpufreq-cpu0). It waits at most ")
+    assert json.loads(out)["provisional"]
 
 
 def test_probe_as_json(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
