@@ -27,6 +27,7 @@ from edgeward_runtime.sampling import Choosing, SampleOptions, Sampler
 from edgeward_runtime.shots import Shots
 from edgeward_runtime.slots import Frame, Slots
 from edgeward_runtime.sources.options import SourceOptions, Why
+from edgeward_runtime.tasks.answer import signs
 from edgeward_runtime.telling import Telling
 from edgeward_wire.errors import EdgewardError, Unavailable
 from edgeward_wire.telemetry import Measures, Stage
@@ -331,11 +332,10 @@ class _Worker(threading.Thread):
                 "postprocess": look.postprocess_ms,
                 "end_to_end": (now - frame.captured_at) * 1e3,
             }
-            labels = look.answer.labels()
-            self.meter.record(frame.source, stages, labels)
+            self.meter.record(frame.source, stages, look.answer.labels())
             self._keep(frame, look, now)
             self._pipeline.totals.frames += 1
-            why = self._telling[frame.source].why(labels, now, self._pipeline.result_interval_s)
+            why = self._telling[frame.source].why(signs(look.answer), now, self._pipeline.result_interval_s)
             # Only of a frame that is held: who asks in the middle of one gets the next.
             wanted = (frame.held or frame.rate is not None) and self._pipeline.shots.wanted(frame.source)
             if why is not None or self._pipeline.listening or wanted:
