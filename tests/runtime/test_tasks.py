@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from edgeward_runtime.sampling import sureness
 from edgeward_runtime.sessions import Port, RunFailed
 from edgeward_runtime.sources.options import Rules
 from edgeward_runtime.tasks import reader
@@ -73,3 +74,10 @@ def test_what_does_not_fit_is_rejected_or_fails() -> None:
         read([np.zeros((1, 4), np.float32)], PICTURE)
     with pytest.raises(RunFailed, match="not finite"):
         read([np.array([[1, np.nan, 2]], np.float32)], PICTURE)
+
+
+def test_how_sure_it_is_does_not_depend_on_what_is_asked_for() -> None:
+    read = reader(contract("none"), (Port("y", "float32", (1, 3)),), ["a", "b", "c"])
+    row = [np.array([[0.02, 0.9, 0.08]], np.float32)]
+    for rules in (Rules(), Rules(classes=frozenset("a")), Rules({"*": 0.5}, frozenset("a"))):
+        assert sureness(read(row, View(0, rules, 640, 480))) == pytest.approx(0.9), rules
