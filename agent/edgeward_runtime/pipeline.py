@@ -15,10 +15,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from edgeward_runtime.capture import Capture
+from edgeward_runtime.doubts import doubt
 from edgeward_runtime.engine import Engine, Look, Recipe
 from edgeward_runtime.jobs import Job
 from edgeward_runtime.meter import Meter, Series
@@ -41,6 +42,8 @@ class Served:
 
     id: int
     gap_ms: float
+    doubts: Mapping[str, str] = field(default_factory=dict)
+    """By source: which of its settings do nothing with this model."""
 
 
 @dataclass(frozen=True)
@@ -227,8 +230,19 @@ class Pipeline:
             series = Series(self._name, self._names, worker.recipe.model, worker.recipe.plan)
             worker.meter = Meter(series, now)
             self._serving = worker
-        self._emit(Served(worker.id, gap_ms))
+        self._emit(Served(worker.id, gap_ms, self._doubts(worker.recipe)))
         return True
+
+    def _doubts(self, recipe: Recipe) -> dict[str, str]:
+        below = self.sampler.options.below if self.sampler is not None else None
+        found = {
+            source.name: doubt(recipe.contract.task, recipe.labels, source.rules, below)
+            for source in self._sources
+        }
+        for name, what in found.items():
+            if what:
+                log.warning("source %s: %s", name, what)
+        return {name: what for name, what in found.items() if what}
 
 
 class _Worker(threading.Thread):

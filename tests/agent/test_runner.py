@@ -172,6 +172,18 @@ def test_a_camera_that_is_not_there_is_reported_and_waited_for(
     assert runner.until(ResultSeen).result.top[0].label == "blue"
 
 
+def test_a_setting_that_does_nothing_is_told_of_its_source(
+    runner: Child, bundle: Bundle, tmp_path: Path
+) -> None:
+    runner.send(configure(picture_directory(tmp_path / "p"), classes=["gren", "blue"]))
+    runner.send(serve(bundle))
+    what = "classes: no label of the model is gren (near: green)."
+    runner.until(SourceChanged, lambda m: m.up and m.detail == what)
+    runner.until(ServingNow)
+    runner.hang_up()
+    assert runner.errors().count(f"source cam: {what}") == 1
+
+
 def test_the_window_can_change(runner: Child, bundle: Bundle, tmp_path: Path) -> None:
     pictures = picture_directory(tmp_path / "p")
     runner.send(configure(pictures, window_s=3600))
