@@ -310,7 +310,6 @@ def run(arguments: argparse.Namespace) -> int:
     happened: queue.SimpleQueue[Happening] = queue.SimpleQueue()
     pipeline = Pipeline("local", [options], happened.put, result_interval_s=0.0)
     view = _View(recipe.plan, as_json=arguments.json)
-    pipeline.start()
     pipeline.serve(0, recipe)
     try:
         with contextlib.suppress(KeyboardInterrupt):
@@ -340,7 +339,7 @@ def _plan(known: Guess, arguments: argparse.Namespace) -> Plan:
 def _answers(happened: queue.SimpleQueue[Happening], pipeline: Pipeline, frames: int | None) -> Iterator[Saw]:
     """What was seen, until the source ends or `frames` have come. Raises Rejected when the model fails."""
     from edgeward_runtime.capture import END_OF_FILE
-    from edgeward_runtime.pipeline import Crashed, NotServed, Saw, SourceChange
+    from edgeward_runtime.pipeline import Crashed, NotServed, Saw, Served, SourceChange
 
     seen, ended = 0, False
     while True:
@@ -351,7 +350,9 @@ def _answers(happened: queue.SimpleQueue[Happening], pipeline: Pipeline, frames:
         except queue.Empty:
             pipeline.tick(time.monotonic())
             continue
-        if isinstance(happening, Saw):
+        if isinstance(happening, Served):
+            pipeline.start()  # not before: the first frame would wait for the loading of the model
+        elif isinstance(happening, Saw):
             yield happening
             seen += 1
             if seen == frames:
@@ -369,18 +370,28 @@ def _answers(happened: queue.SimpleQueue[Happening], pipeline: Pipeline, frames:
 class _Tally:
     """Frames and their stages over a stretch of time."""
 
-    def __init__(self) -> None:
+    def __init__(self, since: float | None = None) -> None:
+        """`since`: when the answer before came. None: there is none, and the first one only begins."""
         self._stages: dict[Stage, Recorder] = {stage: Recorder() for stage in STAGES}
-        self._since = time.monotonic()
+        self._since, self.until = since, since
+        self._intervals = 0
         self.frames = 0
 
-    def add(self, stages: Mapping[Stage, float]) -> None:
+    def add(self, stages: Mapping[Stage, float], now: float) -> None:
         self.frames += 1
+        if self._since is None:
+            self._since = now
+        else:
+            self._intervals += 1
+        self.until = now
         for stage, took in stages.items():
             self._stages[stage].record(took)
 
     def fps(self) -> float:
-        return self.frames / max(time.monotonic() - self._since, 1e-9)
+        """Answers a second; 0 while there is only one."""
+        if self._since is None or self.until is None or not self._intervals:
+            return 0.0
+        return self._intervals / max(self.until - self._since, 1e-9)
 
     def latencies(self) -> dict[Stage, tuple[float, float]]:
         """p50 and p99 in milliseconds; the tally is empty afterwards."""
@@ -397,20 +408,17 @@ class _View:
     def __init__(self, plan: Plan, *, as_json: bool) -> None:
         self._plan, self._json = plan, as_json
         self._live = sys.stdout.isatty() and not as_json
-        self._all: _Tally | None = None
-        self._window = _Tally()
+        self._all, self._window = _Tally(), _Tally()
         self._due = 0.0
 
     def show(self, saw: Saw) -> None:
         """One answer."""
-        if self._all is None:  # from the first answer on: the loading of the model is not a frame
-            self._all, self._window = _Tally(), _Tally()
-        self._all.add(saw.stages)
-        self._window.add(saw.stages)
+        now = time.monotonic()
+        self._all.add(saw.stages, now)
+        self._window.add(saw.stages, now)
         if self._json:
             print(json.dumps(_plain_saw(saw)), flush=True)
             return
-        now = time.monotonic()
         if now < self._due:
             return
         first, self._due = not self._due, now + (_REDRAW_S if self._live else _PLAIN_LINE_S)
@@ -418,7 +426,7 @@ class _View:
         from edgeward_agent.results import headline
 
         line = f"{headline(saw.look.answer)}{fps}  {_latencies_line(self._window.latencies())}"
-        self._window = _Tally()
+        self._window = _Tally(now)
         if self._live:
             print("\r\x1b[K" + line[: os.get_terminal_size().columns - 1], end="", flush=True)
         else:
@@ -426,8 +434,7 @@ class _View:
 
     def end(self) -> None:
         """The summary."""
-        tally = self._all or _Tally()
-        frames, fps, latencies = tally.frames, tally.fps(), tally.latencies()
+        frames, fps, latencies = self._all.frames, self._all.fps(), self._all.latencies()
         if self._json:
             stages = {
                 s: {"p50_ms": round(p50, 3), "p99_ms": round(p99, 3)} for s, (p50, p99) in latencies.items()

@@ -16,6 +16,8 @@ from edgeward_agent import local_cli
 from edgeward_agent.cli import main
 from edgeward_agent.local_cli import table
 from edgeward_agent.sensors import Sensors
+from edgeward_runtime.pipeline import Pipeline
+from edgeward_wire.telemetry import Stage
 from runtime.builders import (
     int8_classifier,
     labels_file,
@@ -63,6 +65,32 @@ def test_run_as_json(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert [f["top"][0]["label"] for f in frames] == ["red", "green", "blue", "red", "green"]
     assert summary["frames"] == 5
     assert set(summary["stages"]) >= {"inference", "end_to_end"}
+
+
+def test_no_frame_waits_for_the_loading_of_the_model(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start, served = Pipeline.start, list[bool]()
+
+    def watched(pipeline: Pipeline) -> None:
+        served.append(pipeline.serving is not None)
+        start(pipeline)
+
+    monkeypatch.setattr(Pipeline, "start", watched)
+    assert command("run", "--model", model, "--source", picture_directory(tmp_path / "p"), "--json") == 0
+    assert served == [True]
+
+
+def test_frames_a_second_are_counted_between_answers() -> None:
+    stages: dict[Stage, float] = {"inference": 1.0}
+    tally = local_cli._Tally()
+    for now in (10.0, 10.5, 11.0):
+        tally.add(stages, now)
+    assert (tally.frames, tally.fps()) == (3, 2.0)
+    follows = local_cli._Tally(tally.until)
+    follows.add(stages, 12.0)
+    assert (follows.frames, follows.fps()) == (1, 1.0)
+    assert local_cli._Tally().fps() == 0
 
 
 def test_run_on_the_plan_that_a_probe_found(
