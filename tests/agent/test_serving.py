@@ -348,17 +348,26 @@ def test_connections_are_bounded() -> None:
 
 def test_frames_go_on_beside_requests(serving: Serving) -> None:
     before = serving.runner.until(Heartbeat).frames
-    threads = [
-        threading.Thread(
-            target=lambda: [serving.json("POST", INFER, infer_json(tensor())) for _ in range(20)]
-        )
-        for _ in range(4)
-    ]
+    enough, statuses = threading.Event(), list[int]()
+
+    def ask() -> None:
+        while not enough.is_set():
+            statuses.append(serving.json("POST", INFER, infer_json(tensor()))[0])
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
-    serving.runner.until(Heartbeat, lambda beat: beat.frames >= before + 10 and beat.errors == 0)
+    try:
+        loaded = serving.runner.until(Heartbeat, lambda _: len(statuses) >= 20)
+        last = serving.runner.until(Heartbeat, lambda beat: beat.frames >= loaded.frames + 10)
+        assert all(thread.is_alive() for thread in threads), "it is loaded all the while"
+    finally:
+        enough.set()
+        for thread in threads:
+            thread.join()
+    assert last.errors == 0
+    assert loaded.frames >= before
+    assert set(statuses) == {200}
 
 
 def test_a_runner_that_dies_and_one_that_comes_back(bundle: Bundle, tmp_path: Path) -> None:
