@@ -23,6 +23,7 @@ from edgeward_agent.sysinfo import this_machine
 from edgeward_wire.errors import EdgewardError, Rejected
 from edgeward_wire.histogram import Recorder
 from edgeward_wire.manifest import ModelRef
+from edgeward_wire.result import headline
 from edgeward_wire.telemetry import STAGES, Stage
 from edgeward_wire.verdict import Plan, PlanOutcome
 
@@ -423,9 +424,9 @@ class _View:
             return
         first, self._due = not self._due, now + (_REDRAW_S if self._live else _PLAIN_LINE_S)
         fps = "" if first else f"  {self._window.fps():.1f} fps"
-        from edgeward_agent.results import headline
+        from edgeward_agent.results import message
 
-        line = f"{headline(saw.look.answer)}{fps}  {_latencies_line(self._window.latencies())}"
+        line = f"{headline(message(saw, 'local'))}{fps}  {_latencies_line(self._window.latencies())}"
         self._window = _Tally(now)
         if self._live:
             print("\r\x1b[K" + line[: os.get_terminal_size().columns - 1], end="", flush=True)
