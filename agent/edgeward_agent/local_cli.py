@@ -10,16 +10,20 @@ import contextlib
 import json
 import os
 import queue
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeward_agent.cooling import PATIENCE_S, Cooling
+from edgeward_agent.sensors import Sensors
 from edgeward_agent.sysinfo import this_machine
 from edgeward_wire.errors import EdgewardError, Rejected
 from edgeward_wire.histogram import Recorder
 from edgeward_wire.manifest import ModelRef
+from edgeward_wire.result import headline
 from edgeward_wire.telemetry import STAGES, Stage
 from edgeward_wire.verdict import Plan, PlanOutcome
 
@@ -34,6 +38,8 @@ _REDRAW_S = 0.5
 _PLAIN_LINE_S = 1.0
 _ENDING_POLL_S = 0.02
 _SOURCE = "source"
+_MAX_THREADS = 1024
+_PROVIDER = re.compile(r"[A-Za-z][A-Za-z0-9]{0,39}")
 
 
 def register(subparsers: Subparsers) -> None:
@@ -77,16 +83,30 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", metavar="DIR", help="pictures or WAV files like those that it will meet")
     parser.add_argument("--sidecar", type=Path, metavar="FILE", help="default: the .toml beside the model")
     parser.add_argument(
-        "--provider", action="append", default=[], help="only this one, e.g. CPU (repeatable)"
+        "--provider",
+        type=_provider,
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="only this one, e.g. CPU (repeatable)",
     )
-    parser.add_argument("--threads", type=_positive, help="default: all cores")
+    parser.add_argument("--threads", type=_threads, metavar="N", help="default: all cores")
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if not 1 <= number <= 1 << 30:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return number
+def _positive(text: str, most: int = 1 << 30) -> int:
+    if not (text.isascii() and text.isdecimal()) or len(text) > 12 or not 1 <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"{text[:40]} is not a whole number from 1 to {most}")
+    return int(text)
+
+
+def _threads(text: str) -> int:
+    return _positive(text, _MAX_THREADS)
+
+
+def _provider(text: str) -> str:
+    if not _PROVIDER.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no provider's name: CPU, OpenVINO, CUDA, ...")
+    return text
 
 
 def _guarded(handler: Any, arguments: argparse.Namespace) -> int:
@@ -158,11 +178,26 @@ def _find(known: Guess, arguments: argparse.Namespace) -> Findings:
         if live:
             print(f"\r\x1b[K{phase} {done}/{total}: {note}"[:110], end="", file=sys.stderr, flush=True)
 
+    calm = Cooling(Sensors(), max_temp_c=None, patience_s=PATIENCE_S, waiting=_Waiting(live=live))
     try:
-        return probe(subject, found, progress=progress)
+        return probe(subject, found, progress=progress, calm=calm)
     finally:
         if live:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+class _Waiting:
+    """Says on stderr why nothing is measured yet: over and over where somebody looks, else once."""
+
+    def __init__(self, *, live: bool) -> None:
+        self._live, self._said = live, False
+
+    def __call__(self, why: str) -> None:
+        if self._live:
+            print(f"\r\x1b[K{why}"[:110], end="", file=sys.stderr, flush=True)
+        elif not self._said:
+            print(why, file=sys.stderr, flush=True)
+        self._said = True
 
 
 def _golden(model: Path, known: Guess) -> bytes:
@@ -276,7 +311,6 @@ def run(arguments: argparse.Namespace) -> int:
     happened: queue.SimpleQueue[Happening] = queue.SimpleQueue()
     pipeline = Pipeline("local", [options], happened.put, result_interval_s=0.0)
     view = _View(recipe.plan, as_json=arguments.json)
-    pipeline.start()
     pipeline.serve(0, recipe)
     try:
         with contextlib.suppress(KeyboardInterrupt):
@@ -306,7 +340,7 @@ def _plan(known: Guess, arguments: argparse.Namespace) -> Plan:
 def _answers(happened: queue.SimpleQueue[Happening], pipeline: Pipeline, frames: int | None) -> Iterator[Saw]:
     """What was seen, until the source ends or `frames` have come. Raises Rejected when the model fails."""
     from edgeward_runtime.capture import END_OF_FILE
-    from edgeward_runtime.pipeline import Crashed, NotServed, Saw, SourceChange
+    from edgeward_runtime.pipeline import Crashed, NotServed, Saw, Served, SourceChange
 
     seen, ended = 0, False
     while True:
@@ -317,7 +351,9 @@ def _answers(happened: queue.SimpleQueue[Happening], pipeline: Pipeline, frames:
         except queue.Empty:
             pipeline.tick(time.monotonic())
             continue
-        if isinstance(happening, Saw):
+        if isinstance(happening, Served):
+            pipeline.start()  # not before: the first frame would wait for the loading of the model
+        elif isinstance(happening, Saw):
             yield happening
             seen += 1
             if seen == frames:
@@ -335,18 +371,28 @@ def _answers(happened: queue.SimpleQueue[Happening], pipeline: Pipeline, frames:
 class _Tally:
     """Frames and their stages over a stretch of time."""
 
-    def __init__(self) -> None:
+    def __init__(self, since: float | None = None) -> None:
+        """`since`: when the answer before came. None: there is none, and the first one only begins."""
         self._stages: dict[Stage, Recorder] = {stage: Recorder() for stage in STAGES}
-        self._since = time.monotonic()
+        self._since, self.until = since, since
+        self._intervals = 0
         self.frames = 0
 
-    def add(self, stages: Mapping[Stage, float]) -> None:
+    def add(self, stages: Mapping[Stage, float], now: float) -> None:
         self.frames += 1
+        if self._since is None:
+            self._since = now
+        else:
+            self._intervals += 1
+        self.until = now
         for stage, took in stages.items():
             self._stages[stage].record(took)
 
     def fps(self) -> float:
-        return self.frames / max(time.monotonic() - self._since, 1e-9)
+        """Answers a second; 0 while there is only one."""
+        if self._since is None or self.until is None or not self._intervals:
+            return 0.0
+        return self._intervals / max(self.until - self._since, 1e-9)
 
     def latencies(self) -> dict[Stage, tuple[float, float]]:
         """p50 and p99 in milliseconds; the tally is empty afterwards."""
@@ -363,28 +409,25 @@ class _View:
     def __init__(self, plan: Plan, *, as_json: bool) -> None:
         self._plan, self._json = plan, as_json
         self._live = sys.stdout.isatty() and not as_json
-        self._all: _Tally | None = None
-        self._window = _Tally()
+        self._all, self._window = _Tally(), _Tally()
         self._due = 0.0
 
     def show(self, saw: Saw) -> None:
         """One answer."""
-        if self._all is None:  # from the first answer on: the loading of the model is not a frame
-            self._all, self._window = _Tally(), _Tally()
-        self._all.add(saw.stages)
-        self._window.add(saw.stages)
+        now = time.monotonic()
+        self._all.add(saw.stages, now)
+        self._window.add(saw.stages, now)
         if self._json:
             print(json.dumps(_plain_saw(saw)), flush=True)
             return
-        now = time.monotonic()
         if now < self._due:
             return
         first, self._due = not self._due, now + (_REDRAW_S if self._live else _PLAIN_LINE_S)
         fps = "" if first else f"  {self._window.fps():.1f} fps"
-        from edgeward_agent.results import headline
+        from edgeward_agent.results import message
 
-        line = f"{headline(saw.look.answer)}{fps}  {_latencies_line(self._window.latencies())}"
-        self._window = _Tally()
+        line = f"{headline(message(saw, 'local'))}{fps}  {_latencies_line(self._window.latencies())}"
+        self._window = _Tally(now)
         if self._live:
             print("\r\x1b[K" + line[: os.get_terminal_size().columns - 1], end="", flush=True)
         else:
@@ -392,8 +435,7 @@ class _View:
 
     def end(self) -> None:
         """The summary."""
-        tally = self._all or _Tally()
-        frames, fps, latencies = tally.frames, tally.fps(), tally.latencies()
+        frames, fps, latencies = self._all.frames, self._all.fps(), self._all.latencies()
         if self._json:
             stages = {
                 s: {"p50_ms": round(p50, 3), "p99_ms": round(p99, 3)} for s, (p50, p99) in latencies.items()

@@ -16,7 +16,6 @@ import base64
 import hmac
 import http.cookies
 import http.server
-import ipaddress
 import json
 import re
 import secrets
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from edgeward_agent import local_socket
+from edgeward_agent.hosts import LOCAL, known_host
 from edgeward_wire.errors import EdgewardError, Rejected, Unavailable
 
 MAX_CLIENTS = 16
@@ -38,10 +38,11 @@ MAX_SIDE = 960
 FRESH_S = 0.2
 """Everybody who looks shares one copy of a frame for so long."""
 _MAX_KEPT = 64
+_MAX_QUERY = 1000
+_MAX_FIELDS = 8
 _IDLE_S = 10.0
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _COOKIE = "edgeward"
-_LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 _HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
@@ -61,26 +62,12 @@ class Settings:
     token: str | None
 
 
-def known_host(header: str | None, names: frozenset[str]) -> bool:
-    """Whether a Host header can be meant for us: an address, or one of our own names.
-
-    A page of somebody else that makes its own name point here still sends that name.
-    """
-    if header is None or len(header) > 300:
-        return False
-    try:
-        host = urllib.parse.urlsplit(f"//{header}").hostname or ""
-        return host in names or bool(ipaddress.ip_address(host))
-    except ValueError:
-        return False
-
-
 def own_names(host: str) -> frozenset[str]:
     """The names that this device answers to."""
-    if host in _LOCAL:
-        return _LOCAL
+    if host in LOCAL:
+        return LOCAL
     name = socket.gethostname().lower()
-    return _LOCAL | {name, name.partition(".")[0], f"{name.partition('.')[0]}.local", host.lower()}
+    return LOCAL | {name, name.partition(".")[0], f"{name.partition('.')[0]}.local", host.lower()}
 
 
 class Frames:
@@ -162,8 +149,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """One of the three."""
         path, _, query = self.path.partition("?")
-        said = dict(urllib.parse.parse_qsl(query, max_num_fields=8)) if len(query) < 1000 else {}
-        if not known_host(self.headers.get("Host"), self._our.names):
+        said = _fields(query)
+        if said is None:
+            self._answer(400, "text/plain", b"That is more than this page is asked.\n")
+        elif not known_host(self.headers.get("Host"), self._our.names):
             self._answer(403, "text/plain", b"This name is not this device's: use its address.\n")
         elif not self._allowed(said):
             self._answer(401, "text/plain", b"Open the page with ?token=... : agent.toml has it in [page].\n")
@@ -241,6 +230,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+
+def _fields(query: str) -> dict[str, str] | None:
+    """What stands behind the question mark; None when it is too much."""
+    if len(query) > _MAX_QUERY:
+        return None
+    try:
+        return dict(urllib.parse.parse_qsl(query, max_num_fields=_MAX_FIELDS))
+    except ValueError:
+        return None
 
 
 def _serve(link: socket.socket, settings: Settings) -> int:

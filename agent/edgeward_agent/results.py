@@ -1,4 +1,4 @@
-"""An answer of the runtime as it crosses the wire, and as one line for people."""
+"""An answer of the runtime as it crosses the wire; `edgeward_wire.result.headline` has it as one line."""
 
 from __future__ import annotations
 
@@ -37,29 +37,6 @@ def message(saw: Saw, pipeline: str) -> ResultMessage:
         why=saw.why or "every",
         **_part(saw.look.answer, saw.time),
     )
-
-
-def headline(answer: Answer) -> str:
-    """What was seen, in a few words."""
-    if isinstance(answer, Classified):
-        return (
-            f"{answer.top[0].label} {answer.top[0].score:.2f}"
-            if answer.top
-            else "nothing above its threshold"
-        )
-    if isinstance(answer, Detected):
-        counts: dict[str, int] = {}
-        for box in answer.boxes:
-            counts[box.label] = counts.get(box.label, 0) + 1
-        return ", ".join(f"{n} {label}" for label, n in counts.items()) or "nothing"
-    if isinstance(answer, Segmented):
-        return (
-            ", ".join(f"{area.label} {area.share:.0%}".replace("%", " %") for area in answer.areas[:3])
-            or "nothing"
-        )
-    if isinstance(answer, Spoken):
-        return f"{'speech' if answer.active else 'silence'} {answer.score:.2f} for {answer.for_s:.1f} s"
-    return ", ".join(f"{name} {tuple(array.shape)}" for name, array in answer.outputs)
 
 
 def _part(answer: Answer, now: float) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,6 +117,7 @@ class Runner:
         self._ordered: dict[int, Serve] = {}
         self._serving: Serve | None = None
         self._up: dict[str, SourceChanged] = {}
+        self._doubts: Mapping[str, str] = {}
 
     def run(self) -> None:
         """Until the daemon closes the socket."""
@@ -308,11 +310,13 @@ class Runner:
         if isinstance(happening, runtime.SourceChange):
             detail = happening.detail[:_MAX_DETAIL]
             log.info("source %s is %s %s", happening.source, "up" if happening.up else "down:", detail)
-            changed = SourceChanged(source=happening.source, up=happening.up, detail=detail)
-            self._up[happening.source] = changed
-            return changed
+            return self._source_changed(happening.source, happening.up, detail)
         if isinstance(happening, runtime.Served):
             self._serving = self._ordered.pop(happening.id)
+            self._doubts = happening.doubts
+            for name, change in list(self._up.items()):
+                if change.up and change.detail != self._doubts.get(name, "")[:_MAX_DETAIL]:
+                    self._send(self._source_changed(name, up=True))
             return ServingNow(id=happening.id, gap_ms=max(0.0, happening.gap_ms))
         if isinstance(happening, runtime.NotServed):
             self._ordered.pop(happening.id, None)
@@ -320,6 +324,13 @@ class Runner:
         if isinstance(happening, runtime.WindowClosed):
             return WindowClosed(measures=happening.measures)
         raise happening.error
+
+    def _source_changed(self, name: str, up: bool, detail: str = "") -> SourceChanged:
+        """What is told of a source: while it is up, which of its settings do nothing."""
+        if up and not detail:
+            detail = self._doubts.get(name, "")[:_MAX_DETAIL]
+        changed = self._up[name] = SourceChanged(source=name, up=up, detail=detail)
+        return changed
 
     def _publish(self, result: ResultMessage) -> None:
         if self._local is None or self._pipeline is None or not self._pipeline.listening:

@@ -18,7 +18,7 @@ from edgeward_agent import local_socket, messages
 from edgeward_agent.backoff import Backoff
 from edgeward_agent.states import Deployment, Event, RunnerDied, Served, ServeFailed
 from edgeward_agent.workers import Child, Exit
-from edgeward_wire.manifest import BlobRef
+from edgeward_wire.manifest import BlobRef, Variant
 from edgeward_wire.reported import SourceReport
 from edgeward_wire.result import ResultMessage
 from edgeward_wire.telemetry import Measures
@@ -111,9 +111,8 @@ class Running:
         """Make the runner serve this; `Served`, `ServeFailed` or `RunnerDied` follows."""
         self.target = deployment
         self._again_at = None
-        missing = self._missing(deployment)
-        if missing:
-            self._hooks.missing(deployment, missing)
+        if self._missing(_loaded_blobs(deployment)):
+            self._mend(deployment)
         elif self._life is None:
             self._start()
         elif self._life.ready:
@@ -172,8 +171,11 @@ class Running:
             life.child.kill(f"It could not serve the model within {self._patience.serve_s:g} s.")
         elif now - life.heard > self._patience.silence_s:
             life.child.kill(f"It was silent for {self._patience.silence_s:g} s.")
-        elif self.backoff.failures and self.serving and now - life.born > self._patience.steady_s:
+        elif self.backoff.failures and self._steady(life, now):
             self.backoff.reset()
+
+    def _steady(self, life: _Life, now: float) -> bool:
+        return bool(self.serving and not self.fault and now - life.born > self._patience.steady_s)
 
     # --- the process
 
@@ -199,7 +201,9 @@ class Running:
         if target is None:
             return
         if life.asked_at is None and _same(target, self.serving):
+            self.fault = ""
             self._post(partial(self._hooks.emit, Served()))
+            self._mend(target)
             return
         plan = target.verdict.chosen if target.verdict else None
         if plan is None:
@@ -253,6 +257,8 @@ class Running:
             log.info("%s: the runner serves again.", self._pipeline)
         self.fault = ""
         self._hooks.emit(Served({"gap_ms": message.gap_ms}))
+        if self.target is not None:
+            self._mend(self.target)
 
     def _could_not_load(self, why: str) -> None:
         reason = f"The runner could not load it: {why}"
@@ -280,8 +286,13 @@ class Running:
         if run := self._configure().run:
             local_socket.forget(Path(run), self._pipeline)
 
-    def _missing(self, deployment: Deployment) -> tuple[BlobRef, ...]:
-        return tuple(ref for ref in served_blobs(deployment) if not (self._blobs / ref.sha256).is_file())
+    def _missing(self, refs: tuple[BlobRef, ...]) -> tuple[BlobRef, ...]:
+        return tuple(ref for ref in refs if not (self._blobs / ref.sha256).is_file())
+
+    def _mend(self, deployment: Deployment) -> None:
+        """Ask for what is gone. What only proves the model is no reason not to serve it meanwhile."""
+        if missing := self._missing(served_blobs(deployment)):
+            self._hooks.missing(deployment, missing)
 
     def _source(self, name: str, report: SourceReport) -> None:
         if self.sources.get(name) != report:
@@ -294,11 +305,20 @@ class Running:
 
 
 def served_blobs(deployment: Deployment) -> tuple[BlobRef, ...]:
-    """What the runner reads to serve it."""
-    manifest = deployment.contents
+    """What the runner reads while it serves it: the vectors that prove it to /health are among them."""
+    variant = _variant(deployment)
+    return (*_loaded_blobs(deployment), *((variant.golden,) if variant else ()))
+
+
+def _loaded_blobs(deployment: Deployment) -> tuple[BlobRef, ...]:
+    """Those without which it cannot serve it."""
+    variant, labels = _variant(deployment), deployment.contents.labels
+    return tuple(ref for ref in (variant.model if variant else None, labels) if ref)
+
+
+def _variant(deployment: Deployment) -> Variant | None:
     plan = deployment.verdict.chosen if deployment.verdict else None
-    variant = manifest.variants.get(plan.variant) if plan else None
-    return tuple(ref for ref in (variant.model if variant else None, manifest.labels) if ref)
+    return deployment.contents.variants.get(plan.variant) if plan else None
 
 
 def _same(a: Deployment, b: Deployment | None) -> bool:

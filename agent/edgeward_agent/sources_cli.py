@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import tempfile
@@ -71,9 +72,12 @@ def add_snapshot(subparsers: Subparsers, places: Any) -> None:
 
 
 def _seconds(text: str) -> float:
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
     if not 0.1 <= number <= 60:
-        raise argparse.ArgumentTypeError(f"{text} is not within 0.1 and 60")
+        raise argparse.ArgumentTypeError(f"{text[:40]} is not a number of seconds from 0.1 to 60")
     return number
 
 

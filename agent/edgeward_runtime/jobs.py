@@ -2,7 +2,8 @@
 
 A served run starts when it will be over before the next live frame is expected: the frames' rhythm and
 the length of served runs are learned as moving averages. Where there is never room, one served run goes
-in after every `PER_LIVE` live frames, so that nobody starves. Invariants: `Schedule` is pure (times go
+in after every `PER_LIVE` live frames, or once no frame has come for a while, so that nobody starves: a
+frame that comes rarely waits for one run at most. Invariants: `Schedule` is pure (times go
 in, seconds come out); a job ends exactly once, with an answer or a fault; what waits is bounded.
 """
 
@@ -25,6 +26,9 @@ _DOUBT = 4.0
 """So many mean deviations more than usual may a served run take; TCP waits for an answer as long."""
 _GONE = 3.0
 """A source that is late by so many of its intervals is not waited for."""
+_MOST_RUNS, _MOST_S = 4.0, 0.2
+"""Nor is any for longer than so many served runs, or seconds where that is more. Regular frames come before:
+work only waits for the end of an interval that has less room than a run takes."""
 
 
 class Busy(Unavailable):
@@ -44,9 +48,12 @@ class Schedule:
         self._jitter = [0.0] * sources
         self._run_s = self._run_off_s = 0.0
         self._live = 0
+        self._waits_since: float | None = None
+        """From when on there has been work that waits, and no frame."""
 
     def arrived(self, source: int, now: float) -> None:
         """A live frame came."""
+        self._waits_since = None
         last, self._last[source] = self._last[source], now
         if last is None:
             return
@@ -70,7 +77,7 @@ class Schedule:
             self._run_s += _WEIGHT * (took_s - self._run_s)
         else:
             self._run_s = took_s
-        self._live = 0
+        self._live, self._waits_since = 0, None
 
     @property
     def overdue(self) -> bool:
@@ -79,8 +86,16 @@ class Schedule:
 
     def wait_s(self, now: float) -> float:
         """With no live frame waiting: for how long none is to be started; 0 means now."""
-        if self.overdue:
+        longest = 0.0 if self.overdue else self._until_room(now)
+        if not longest:
             return 0.0
+        if self._waits_since is None:
+            self._waits_since = now
+        most = max(_MOST_RUNS * self._run_s, _MOST_S)
+        return max(0.0, min(longest, self._waits_since + most - now))
+
+    def _until_room(self, now: float) -> float:
+        """0 when a run will be over before any frame that is expected; else until none is, at the latest."""
         longest, run_s = 0.0, self._run_s + _DOUBT * self._run_off_s
         for last, interval, jitter in zip(self._last, self._interval, self._jitter, strict=True):
             if last is None or not interval or now > last + _GONE * interval:

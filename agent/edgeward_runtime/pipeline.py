@@ -15,10 +15,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from edgeward_runtime.capture import Capture
+from edgeward_runtime.doubts import doubt
 from edgeward_runtime.engine import Engine, Look, Recipe
 from edgeward_runtime.jobs import Job
 from edgeward_runtime.meter import Meter, Series
@@ -27,6 +28,7 @@ from edgeward_runtime.sampling import Choosing, SampleOptions, Sampler
 from edgeward_runtime.shots import Shots
 from edgeward_runtime.slots import Frame, Slots
 from edgeward_runtime.sources.options import SourceOptions, Why
+from edgeward_runtime.tasks.answer import signs
 from edgeward_runtime.telling import Telling
 from edgeward_wire.errors import EdgewardError, Unavailable
 from edgeward_wire.telemetry import Measures, Stage
@@ -40,6 +42,8 @@ class Served:
 
     id: int
     gap_ms: float
+    doubts: Mapping[str, str] = field(default_factory=dict)
+    """By source: which of its settings do nothing with this model."""
 
 
 @dataclass(frozen=True)
@@ -226,8 +230,19 @@ class Pipeline:
             series = Series(self._name, self._names, worker.recipe.model, worker.recipe.plan)
             worker.meter = Meter(series, now)
             self._serving = worker
-        self._emit(Served(worker.id, gap_ms))
+        self._emit(Served(worker.id, gap_ms, self._doubts(worker.recipe)))
         return True
+
+    def _doubts(self, recipe: Recipe) -> dict[str, str]:
+        below = self.sampler.options.below if self.sampler is not None else None
+        found = {
+            source.name: doubt(recipe.contract.task, recipe.labels, source.rules, below)
+            for source in self._sources
+        }
+        for name, what in found.items():
+            if what:
+                log.warning("source %s: %s", name, what)
+        return {name: what for name, what in found.items() if what}
 
 
 class _Worker(threading.Thread):
@@ -332,11 +347,10 @@ class _Worker(threading.Thread):
                 "postprocess": look.postprocess_ms,
                 "end_to_end": (now - frame.captured_at) * 1e3,
             }
-            labels = look.answer.labels()
-            self.meter.record(frame.source, stages, labels)
+            self.meter.record(frame.source, stages, look.answer.labels())
             self._keep(frame, look, now)
             self._pipeline.totals.frames += 1
-            why = self._telling[frame.source].why(labels, now, self._pipeline.result_interval_s)
+            why = self._telling[frame.source].why(signs(look.answer), now, self._pipeline.result_interval_s)
             # Only of a frame that is held: who asks in the middle of one gets the next.
             wanted = (frame.held or frame.rate is not None) and self._pipeline.shots.wanted(frame.source)
             if why is not None or self._pipeline.listening or wanted:

@@ -69,7 +69,7 @@ class SampleOptions:
 def sureness(answer: Answer) -> float | None:
     """How sure the model is, 0..1; None where its answer does not tell. A detector: of its faintest box."""
     if isinstance(answer, Classified):
-        return answer.top[0].score if answer.top else 0.0
+        return answer.best  # also where the rules leave nothing: of what they do not ask for it may be sure
     if isinstance(answer, Detected):
         return min((box.score for box in answer.boxes), default=None)
     if isinstance(answer, Spoken):

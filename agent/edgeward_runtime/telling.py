@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable
 
 from edgeward_runtime.sources.options import Why
 
@@ -13,28 +13,29 @@ LEAST_APART_S = 0.02
 class Telling:
     """One source's policy at work.
 
-    `interval`: the first answer after each interval. `change`: one whose labels differ from the last that
-    was told, and one an interval beside, so that a quiet camera is not taken for a dead one. `every`: all
-    (at most one in `LEAST_APART_S`; the local socket has the rest).
+    `interval`: the first answer after each interval. `change`: one whose signs (labels, and the zones of
+    objects) differ from the last that was told, and one an interval beside, so that a quiet camera is not
+    taken for a dead one. `every`: all (at most one in `LEAST_APART_S`; the local socket has the rest).
     """
 
     def __init__(self, policy: Why) -> None:
         self._policy = policy
-        self._labels: frozenset[str] | None = None
+        self._signs: frozenset[Hashable] | None = None
         self._told_at = float("-inf")
 
-    def why(self, labels: Sequence[str], now: float, interval_s: float) -> Why | None:
-        """Why an answer with these labels is to be told at `now` (monotonic seconds); None: it is not."""
-        reason = self._reason(frozenset(labels), now - self._told_at, interval_s)
+    def why(self, signs: Iterable[Hashable], now: float, interval_s: float) -> Why | None:
+        """Why an answer with these signs is to be told at `now` (monotonic seconds); None: it is not."""
+        these = frozenset(signs)
+        reason = self._reason(these, now - self._told_at, interval_s)
         if reason is not None:
-            self._labels, self._told_at = frozenset(labels), now
+            self._signs, self._told_at = these, now
         return reason
 
-    def _reason(self, labels: frozenset[str], since_s: float, interval_s: float) -> Why | None:
+    def _reason(self, signs: frozenset[Hashable], since_s: float, interval_s: float) -> Why | None:
         if since_s >= interval_s:
             return "every" if self._policy == "every" else "interval"
         if since_s < LEAST_APART_S or self._policy == "interval":
             return None
         if self._policy == "every":
             return "every"
-        return "change" if labels != self._labels else None
+        return "change" if signs != self._signs else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,11 @@ import numpy as np
 import pytest
 
 from edgeward_agent import local_cli
+from edgeward_agent.cli import main
 from edgeward_agent.local_cli import table
+from edgeward_agent.sensors import Sensors
+from edgeward_runtime.pipeline import Pipeline
+from edgeward_wire.telemetry import Stage
 from runtime.builders import (
     int8_classifier,
     labels_file,
@@ -62,6 +67,32 @@ def test_run_as_json(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert set(summary["stages"]) >= {"inference", "end_to_end"}
 
 
+def test_no_frame_waits_for_the_loading_of_the_model(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start, served = Pipeline.start, list[bool]()
+
+    def watched(pipeline: Pipeline) -> None:
+        served.append(pipeline.serving is not None)
+        start(pipeline)
+
+    monkeypatch.setattr(Pipeline, "start", watched)
+    assert command("run", "--model", model, "--source", picture_directory(tmp_path / "p"), "--json") == 0
+    assert served == [True]
+
+
+def test_frames_a_second_are_counted_between_answers() -> None:
+    stages: dict[Stage, float] = {"inference": 1.0}
+    tally = local_cli._Tally()
+    for now in (10.0, 10.5, 11.0):
+        tally.add(stages, now)
+    assert (tally.frames, tally.fps()) == (3, 2.0)
+    follows = local_cli._Tally(tally.until)
+    follows.add(stages, 12.0)
+    assert (follows.frames, follows.fps()) == (1, 1.0)
+    assert local_cli._Tally().fps() == 0
+
+
 def test_run_on_the_plan_that_a_probe_found(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -78,6 +109,19 @@ def test_probe_prints_the_table_of_plans(model: Path, capsys: pytest.CaptureFixt
     assert "Qnn int8 x1: Qnn is not in this build of ONNX Runtime." in out
     assert "made of noise" in out
     assert "Best: CPU int8" in out
+
+
+def test_probe_waits_for_a_hot_device_and_says_so(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    orin = Path(shutil.copytree(Path(__file__).parent / "jetson_orin", tmp_path / "orin"))
+    (orin / "sys/class/thermal/cooling_device1/cur_state").write_text("2\n")
+    monkeypatch.setattr(local_cli, "Sensors", lambda: Sensors(orin))
+    monkeypatch.setattr(local_cli, "PATIENCE_S", 0.1)
+    assert command("probe", model, "--json") == 0
+    out, err = capsys.readouterr()
+    assert err.startswith("The device is slowed down (cpufreq-cpu0). It waits at most ")
+    assert json.loads(out)["provisional"]
 
 
 def test_probe_as_json(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,6 +155,32 @@ def test_errors_say_what_and_what_next(
     assert "\nnext: " in err
     assert "Traceback" not in err
     assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (("probe", "m.onnx", "--threads", "5000"), "--threads: 5000 is not a whole number from 1 to 1024"),
+        (("probe", "m.onnx", "--threads", "two"), "--threads: two is not a whole number"),
+        ((*RUN, "0", "--threads", "0"), "--threads: 0 is not a whole number"),
+        ((*RUN, "0", "--frames", "-1"), "--frames: -1 is not a whole number"),
+        ((*RUN, "0", "--frames", "9" * 5000), "is not a whole number"),
+        ((*RUN, "0", "--provider", "x" * 100), "is no provider's name"),
+        (("probe", "m.onnx", "--provider", "C P U"), "is no provider's name"),
+        (
+            ("snapshot", "0", "--out", "p.wav", "--seconds", "abc"),
+            "--seconds: abc is not a number of seconds",
+        ),
+        (("sources", "--seconds", "nan"), "--seconds: nan is not a number of seconds from 0.1 to 60"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused_in_a_line(
+    words: tuple[str, ...], error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(list(words))
+    assert ended.value.code == 2
+    assert error in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_nothing_heavy_is_imported_for_the_command_line() -> None:

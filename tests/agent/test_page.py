@@ -22,10 +22,11 @@ from agent.test_runner import Child, serve
 from agent.test_status import MAIN, status, write
 from edgeward_agent.backoff import Backoff
 from edgeward_agent.config import PageSettings, load_config
+from edgeward_agent.hosts import known_host
 from edgeward_agent.lifetime import Pulse
 from edgeward_agent.local_socket import RUN
 from edgeward_agent.messages import ServingNow
-from edgeward_agent.page import MAX_CLIENTS, known_host, own_names
+from edgeward_agent.page import MAX_CLIENTS, own_names
 from edgeward_agent.page_keeper import PageKeeper
 from edgeward_runtime import images
 from edgeward_wire.errors import Rejected
@@ -127,6 +128,8 @@ def test_the_page_needs_nothing_from_elsewhere_and_nothing_else_may_run_in_it(pa
     assert "prefers-color-scheme" in text or "light-dark(" in text
     assert page.get("/")[0].headers["Content-Security-Policy"] != policy
     assert page.get("/etc/passwd")[0].status == 404
+    assert page.get("/?" + "a=1&" * 9)[0].status == 400
+    assert page.get("/?" + "a" * 2000)[0].status == 400
 
 
 @pytest.mark.parametrize(

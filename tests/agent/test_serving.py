@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import signal
 import socket
@@ -16,6 +17,8 @@ import pytest
 
 from agent.serving import Serving, infer_binary, infer_json, tensor
 from edgeward_agent.messages import Heartbeat
+from edgeward_agent.serving import app
+from edgeward_agent.serving.link import Link
 from edgeward_agent.serving.server import MAX_CONNECTIONS, Server, told
 from edgeward_agent.serving.wire import MAX_CHANNELS
 from edgeward_runtime import golden
@@ -100,6 +103,18 @@ def test_health_runs_the_model_at_most_once_a_second(serving: Serving) -> None:
     assert len(outcomes) <= time.monotonic() - began + 2
 
 
+def test_head_is_get_without_a_body(serving: Serving) -> None:
+    link = http.client.HTTPConnection("127.0.0.1", serving.port, timeout=30)
+    for path, status in (("/health", 200), ("/v2/health/live", 200), ("/nothing", 404), ("/predict", 405)):
+        link.request("HEAD", path)
+        response = link.getresponse()
+        assert (response.status, response.read()) == (status, b"")
+        assert int(response.headers["Content-Length"]) > 0
+    link.request("GET", "/v2/health/live")
+    assert json.loads(link.getresponse().read()) == {"live": True}, "no body stands before this answer"
+    link.close()
+
+
 def test_health_says_when_the_model_is_wrong(bundle: Bundle, tmp_path: Path) -> None:
     variant = bundle.manifest.variants["int8"]
     arrays = golden.read_npz(bundle.blob(variant.golden))
@@ -110,6 +125,30 @@ def test_health_says_when_the_model_is_wrong(bundle: Bundle, tmp_path: Path) -> 
         status, said = stack.json("GET", "/health")
         assert status == 503
         assert "golden outputs" in said["pipelines"]["main"]["detail"]
+    finally:
+        stack.close()
+
+
+def test_health_of_a_slow_model_that_is_asked_rarely(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "HEALTH_S", 0.0)
+    monkeypatch.setattr(app, "_STALE_S", 0.01)
+    stack = Serving(tmp_path, bundle)
+    try:
+        health = app.Health(Link(stack.run, "main", 1))
+        assert health.look()["ok"]
+        time.sleep(0.02)
+        stack.runner.process.send_signal(signal.SIGSTOP)
+        later = threading.Timer(5 * app.HEALTH_WAIT_S, stack.runner.process.send_signal, [signal.SIGCONT])
+        later.start()
+        assert health.look()["ok"], "its last outcome is old, so this run is waited for"
+        later.join()
+        time.sleep(0.02)
+        monkeypatch.setattr(app, "_WAIT_S", 0.05)
+        stack.runner.process.send_signal(signal.SIGSTOP)
+        assert not health.look()["ok"], "this one is late"
+        stack.runner.process.send_signal(signal.SIGCONT)
     finally:
         stack.close()
 
@@ -214,8 +253,18 @@ def test_what_http_itself_refuses(serving: Serving) -> None:
     assert serving.json("GET", "/" + "a/" * 20)[0] == 404
     assert serving.json("POST", INFER, b"{}", {"Content-Encoding": "gzip"})[0] == 415
     assert serving.json("GET", "/v2", headers={"Origin": "https://example.org"})[0] == 403
-    assert serving.json("GET", "/v2", headers={"Host": "example.org"})[0] == 403
+    for name in (
+        "example.org",
+        "127.0.0.1.example.org",
+        "localhost.example.org:80",
+        "[::1].example.org",
+        "[::",
+    ):
+        assert serving.json("GET", "/v2", headers={"Host": name})[0] == 403, name
+    for name in ("localhost:8100", "LOCALHOST", "127.0.0.1", "127.8.8.8:80", "[::1]:8100"):
+        assert serving.json("GET", "/v2", headers={"Host": name})[0] == 200, name
     assert serving.json("PUT", "/v2", b"{}")[0] == 501
+    assert serving.json("POST", "/predict?" + "a=1&" * 5, b"x")[0] == 400
     for text in (b"\0\0\0\r\n\r\n", b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n"):
         with socket.create_connection(("127.0.0.1", serving.port), 10) as link:
             link.sendall(text)
@@ -256,6 +305,30 @@ def test_one_who_drips_is_cut() -> None:
     assert counted == [400, 400]
 
 
+def test_one_who_asks_first_is_answered_before_it_sends() -> None:
+    with Server(("127.0.0.1", 0), lambda query: told(200, {}), lambda *_: None, max_body=1000) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        asks = b"POST / HTTP/1.1\r\nHost: %s\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n"
+        address = ("127.0.0.1", server.server_port)
+        with socket.create_connection(address, 20) as link, link.makefile("rb") as lines:
+            for _ in range(2):
+                link.sendall(asks % (b"localhost", 3))
+                assert lines.readline() == b"HTTP/1.1 100 Continue\r\n"
+                assert lines.readline() == b"\r\n"
+                link.sendall(b"abc")
+                assert lines.readline() == b"HTTP/1.1 200 OK\r\n"
+                while lines.readline() != b"\r\n":
+                    pass
+                assert lines.read(2) == b"{}"
+            link.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\nx")
+            assert lines.readline() == b"HTTP/1.1 200 OK\r\n"
+        for host, length, status in ((b"localhost", 1001, b"413"), (b"example.org", 3, b"403")):
+            with socket.create_connection(address, 20) as link:
+                link.sendall(asks % (host, length))
+                assert _all(link).startswith(b"HTTP/1.1 " + status), "its body is not asked for"
+        server.shutdown()
+
+
 def test_connections_are_bounded() -> None:
     with Server(("127.0.0.1", 0), lambda _query: told(200, {}), lambda *_: None, max_body=1000) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -275,17 +348,26 @@ def test_connections_are_bounded() -> None:
 
 def test_frames_go_on_beside_requests(serving: Serving) -> None:
     before = serving.runner.until(Heartbeat).frames
-    threads = [
-        threading.Thread(
-            target=lambda: [serving.json("POST", INFER, infer_json(tensor())) for _ in range(20)]
-        )
-        for _ in range(4)
-    ]
+    enough, statuses = threading.Event(), list[int]()
+
+    def ask() -> None:
+        while not enough.is_set():
+            statuses.append(serving.json("POST", INFER, infer_json(tensor()))[0])
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
-    serving.runner.until(Heartbeat, lambda beat: beat.frames >= before + 10 and beat.errors == 0)
+    try:
+        loaded = serving.runner.until(Heartbeat, lambda _: len(statuses) >= 20)
+        last = serving.runner.until(Heartbeat, lambda beat: beat.frames >= loaded.frames + 10)
+        assert all(thread.is_alive() for thread in threads), "it is loaded all the while"
+    finally:
+        enough.set()
+        for thread in threads:
+            thread.join()
+    assert last.errors == 0
+    assert loaded.frames >= before
+    assert set(statuses) == {200}
 
 
 def test_a_runner_that_dies_and_one_that_comes_back(bundle: Bundle, tmp_path: Path) -> None:

@@ -296,4 +296,5 @@ def test_windows_add_up(meter: Meter) -> None:
     assert next(iter(window.labels.items())) == ("most", 41)
     assert meter.close(110.0, 1000.0, [0]) == ()
     (empty,) = meter.close(111.0, 1001.0, [0])
+    assert empty.start == window.start + window.duration_s, "it begins where the one before ended"
     assert (empty.frames, empty.errors, empty.stages, empty.labels) == (0, 0, {}, {})

@@ -30,7 +30,7 @@ from runtime.builders import frame, int8_classifier, label_names, labels_file, p
 
 
 def classified(label: str, score: float = 0.9) -> Classified:
-    return Classified((Scored(0, label, score), Scored(1, "other", 1 - score)))
+    return Classified((Scored(0, label, score), Scored(1, "other", 1 - score)), score)
 
 
 def detected(*scores: float) -> Detected:
@@ -41,7 +41,8 @@ def detected(*scores: float) -> Detected:
     ("answer", "sure"),
     [
         (classified("a", 0.4), 0.4),
-        (Classified(()), 0.0),
+        (Classified((), 0.3), 0.3),
+        (Classified((), 0.95), 0.95),
         (detected(0.9, 0.3, 0.6), 0.3),
         (detected(), None),
         (Spoken(False, 0.1, 1.0), 0.9),

@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from edgeward_runtime.doubts import doubt
+from edgeward_runtime.sampling import sureness
 from edgeward_runtime.sessions import Port, RunFailed
 from edgeward_runtime.sources.options import Rules
-from edgeward_runtime.tasks import reader
+from edgeward_runtime.tasks import TASKS, reader
 from edgeward_runtime.tasks.answer import Classified
 from edgeward_runtime.tasks.classification import activate, best
 from edgeward_runtime.tasks.view import View
@@ -73,3 +75,69 @@ def test_what_does_not_fit_is_rejected_or_fails() -> None:
         read([np.zeros((1, 4), np.float32)], PICTURE)
     with pytest.raises(RunFailed, match="not finite"):
         read([np.array([[1, np.nan, 2]], np.float32)], PICTURE)
+
+
+def test_how_sure_it_is_does_not_depend_on_what_is_asked_for() -> None:
+    read = reader(contract("none"), (Port("y", "float32", (1, 3)),), ["a", "b", "c"])
+    row = [np.array([[0.02, 0.9, 0.08]], np.float32)]
+    for rules in (Rules(), Rules(classes=frozenset("a")), Rules({"*": 0.5}, frozenset("a"))):
+        assert sureness(read(row, View(0, rules, 640, 480))) == pytest.approx(0.9), rules
+
+
+ZONE = {"door": ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0))}
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "rules", "below", "says"),
+    [
+        ("detection", ["car"], Rules({"*": 0.4, "car": 0.5}, frozenset({"car"}), ZONE), 0.5, ""),
+        (
+            "detection",
+            ["car"],
+            Rules({"cat": 0.5}),
+            None,
+            "thresholds: no label of the model is cat (near: car).",
+        ),
+        (
+            "classification",
+            ["car"],
+            Rules(classes=frozenset({"xyz"})),
+            None,
+            "classes: no label of the model is xyz.",
+        ),
+        ("classification", [], Rules(classes=frozenset({"class 7"})), None, ""),
+        (
+            "classification",
+            ["car"],
+            Rules(zones=ZONE),
+            0.5,
+            "zones: of no use to a model for classification.",
+        ),
+        ("segmentation", ["road"], Rules({"background": 0.1}, frozenset({"road"})), None, ""),
+        ("segmentation", ["road"], Rules(), 0.5, "samples below: of no use to a model for segmentation."),
+        ("vad", [], Rules({"speech": 0.4}), 0.5, ""),
+        (
+            "vad",
+            [],
+            Rules({"speach": 0.4}),
+            None,
+            "thresholds: no label of the model is speach (near: speech).",
+        ),
+        ("vad", [], Rules(classes=frozenset({"speech"})), None, "classes: of no use to a model for vad."),
+        (
+            "tensor",
+            [],
+            Rules({"a": 0.4}, frozenset({"b"}), ZONE),
+            0.5,
+            "thresholds, classes, zones, samples below: of no use to a model for tensor.",
+        ),
+    ],
+)
+def test_settings_that_would_do_nothing_are_found(
+    task: str, labels: list[str], rules: Rules, below: float | None, says: str
+) -> None:
+    assert doubt(task, labels, rules, below) == says
+
+
+def test_every_task_says_what_it_heeds() -> None:
+    assert all(doubt(task, (), Rules()) == "" for task in TASKS)

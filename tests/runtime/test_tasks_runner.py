@@ -9,8 +9,17 @@ import numpy as np
 import pytest
 
 from agent.test_runner import Child, serve
-from edgeward_agent.messages import Configure, Qualify, ResultSeen, ServeFailed, SourceSpec, WindowClosed
+from edgeward_agent.messages import (
+    Configure,
+    Heartbeat,
+    Qualify,
+    ResultSeen,
+    ServeFailed,
+    SourceSpec,
+    WindowClosed,
+)
 from edgeward_agent.qualify import qualify
+from edgeward_runtime import images
 from edgeward_runtime.tasks.vad import HOLD_S
 from edgeward_wire.manifest import FEATURES
 from edgeward_wire.result import ResultMessage, Speech
@@ -96,6 +105,25 @@ def test_detection(runner: Child, tmp_path: Path) -> None:
     assert all((box.zones == ("left",)) == ((box.x1 + box.x2) / 2 <= 0.5) for box in result.boxes)
     window = runner.until(WindowClosed, lambda w: w.measures[0].frames > 0)
     assert set(window.measures[0].labels) == {"green"}
+
+
+def test_an_object_that_enters_a_zone_is_a_change(runner: Child, tmp_path: Path) -> None:
+    labels_file(tmp_path / "labels.txt")
+    detector_sidecar(tmp_path / "m.toml")
+    bundle = bundle_of(tmp_path, detector(tmp_path / "m.onnx"))
+    (tmp_path / "p").mkdir()
+    for number, x in enumerate((0, 48)):
+        picture = np.full((64, 64, 3), 114, np.uint8)
+        picture[16:32, x : x + 16] = (0, 255, 0)
+        (tmp_path / "p" / f"{number}.png").write_bytes(images.encode_png(picture))
+    door = [(0.0, 0.0), (0.5, 0.0), (0.5, 1.0), (0.0, 1.0)]
+    configured = configure(tmp_path / "p", zones={"door": door}, results="change")
+    runner.send(configured.model_copy(update={"result_interval_s": 3600.0}))
+    runner.send(serve(bundle, variant="fp32"))
+    runner.until(Heartbeat, lambda beat: beat.frames >= 200)
+    told = [seen.result for seen in runner.all(ResultSeen)]
+    assert {result.boxes[0].zones for result in told} == {("door",), ()}
+    assert {result.why for result in told[1:]} == {"change"}
 
 
 def test_segmentation(runner: Child, tmp_path: Path) -> None:

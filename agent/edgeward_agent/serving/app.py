@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +20,10 @@ from edgeward_wire import __version__
 
 HEALTH_S = 1.0
 HEALTH_WAIT_S = 0.02
-_FIRST_S = 5.0
+_WAIT_S = 5.0
 _STALE_S = 10.0
 _MAX_PARTS = 8
+_MAX_FIELDS = 4
 
 _Handler = Callable[[Query, list[str]], Reply]
 
@@ -36,26 +38,26 @@ class Health:
         self._asked_at = -HEALTH_S
         self._running = False
         self._state: dict[str, Any] = {"ok": False, "detail": "not asked yet"}
-        self._at: float | None = None
+        self._at = -math.inf
 
     def look(self) -> dict[str, Any]:
-        """The newest outcome, and how old it is. Returns soon: a run that is slow is told of next time."""
+        """The newest outcome, and how old it is. An outcome that is recent enough is not waited for: a slow
+        run is told of next time. Where there is none, the run is, and only one that is late has failed."""
         with self._lock:
             now = time.monotonic()
             if not self._running and now - self._asked_at >= HEALTH_S:
                 self._asked_at, self._running = now, True
                 self._done.clear()
                 threading.Thread(target=self._run, name="health", daemon=True).start()
-            first = self._at is None
-            recent = self._at is not None and now - self._at < 2 * HEALTH_S
-        if not recent:
-            self._done.wait(_FIRST_S if first else HEALTH_WAIT_S)
+            age = now - self._at
+        stale = age > _STALE_S
+        late = age >= 2 * HEALTH_S and not self._done.wait(_WAIT_S if stale else HEALTH_WAIT_S)
         with self._lock:
-            age = time.monotonic() - self._at if self._at is not None else None
+            age = time.monotonic() - self._at
             state = dict(self._state)
-            if age is not None and age > _STALE_S:
-                state |= {"ok": False, "detail": f"the last run was {age:.0f} s ago"}
-            return {**state, "age_s": None if age is None else round(age, 3)}
+            if stale and late:
+                state |= {"ok": False, "detail": f"a run has not ended within {_WAIT_S:g} s"}
+            return {**state, "age_s": None if math.isinf(age) else round(age, 3)}
 
     def _run(self) -> None:
         state: dict[str, Any] = {"ok": False}
@@ -200,7 +202,12 @@ class App:
         return Reply(200, [body])
 
     def _pipeline(self, query: Query) -> Link:
-        asked = parse_qs(query.parameters, max_num_fields=4).get("pipeline", [""])[0]
+        try:
+            asked = parse_qs(query.parameters, max_num_fields=_MAX_FIELDS).get("pipeline", [""])[0]
+        except ValueError:
+            raise Fault(
+                400, f"At most {_MAX_FIELDS} fields may follow /predict?, as pipeline=NAME."
+            ) from None
         if not asked and len(self._links) == 1:
             return next(iter(self._links.values()))
         link = self._links.get(asked)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from edgeward_agent.hosts import LOCAL, known_host
 from edgeward_agent.serving.faults import Fault
 
 log = logging.getLogger("edgeward.serving")
@@ -172,6 +173,7 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = IDLE_S
     disable_nagle_algorithm = True
     wbufsize = 1 << 16
+    _asks_first = False
 
     def handle(self) -> None:
         with contextlib.suppress(ConnectionError, TimeoutError):  # it went away
@@ -183,9 +185,18 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         self.server.expect(self.connection, self.server.header_s)
+        self._asks_first = False
         super().handle_one_request()
 
+    def handle_expect_100(self) -> bool:
+        """Who asks before it sends its body is told to go on once we want it, and else why not."""
+        self._asks_first = True
+        return True
+
     def do_GET(self) -> None:
+        self._serve()
+
+    def do_HEAD(self) -> None:
         self._serve()
 
     def do_POST(self) -> None:
@@ -203,10 +214,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._let_finish()
             return
         try:
+            self._go_on()
             body = self._body(taken)
             self.server.expect(self.connection, None)
             path, _, parameters = self.path.partition("?")
-            query = Query(self.command, path, parameters, self.headers.get, body)
+            method = "GET" if self.command == "HEAD" else self.command
+            query = Query(method, path, parameters, self.headers.get, body)
             try:
                 reply = self.server.answer(query)
             except Fault as fault:
@@ -218,6 +231,12 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             self.server.give(taken)
 
+    def _go_on(self) -> None:
+        if self._asks_first:
+            self.send_response_only(100)
+            self.end_headers()
+            self.wfile.flush()
+
     def _admit(self) -> None:
         token = self.server.token
         if token:
@@ -227,8 +246,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.headers.get("Origin") is not None:
             # A page from anywhere could ask through the browser of whoever sits at this device.
             raise Fault(403, "Pages of other sites are not served.")
-        elif not _local(self.headers.get("Host", "")):
-            raise Fault(403, "Ask for localhost or a loopback address.")
+        elif (host := self.headers.get("Host")) and not known_host(host, LOCAL):
+            raise Fault(403, "Ask for localhost or an address: this name may be another site's.")
 
     def _length(self) -> int:
         if self.headers.get("Transfer-Encoding") is not None:
@@ -236,7 +255,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Content-Encoding", "identity") != "identity":
             raise Fault(415, "Send the body as it is, not compressed.")
         said = self.headers.get_all("Content-Length", [])
-        if not said and self.command == "GET":
+        if not said and self.command in ("GET", "HEAD"):
             return 0
         if len(said) != 1 or not said[0].isascii() or not said[0].isdecimal() or len(said[0]) > 12:
             raise Fault(411 if not said else 400, "Content-Length is one whole number.")
@@ -274,7 +293,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()
-        for part in reply.parts:
+        for part in reply.parts if self.command != "HEAD" else ():
             self.wfile.write(part)
         self.wfile.flush()
         self.server.count(reply.route or "refused", reply.status, time.perf_counter() - began)
@@ -292,9 +311,3 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         log.debug(format, *args)
-
-
-def _local(host: str) -> bool:
-    """Whether a Host header names this machine: a name that somebody else's DNS sends here does not."""
-    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-    return name in ("", "localhost", "[::1]") or name.startswith("127.")

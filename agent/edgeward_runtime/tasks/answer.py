@@ -1,6 +1,6 @@
 """What a task makes of one run's outputs: one small type a kind of answer.
 
-`labels()` is what telemetry counts, each at most once a frame.
+`labels()` is what telemetry counts, each at most once a frame; `signs` tells one answer from the next.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ class Scored(NamedTuple):
 
 
 class Classified(NamedTuple):
-    """The best classes, best first."""
+    """The best classes that the source's rules ask for, best first."""
 
     top: tuple[Scored, ...]
+    best: float = 0.0
+    """The score of the best class of all, 0..1, whatever the rules ask for."""
 
     def labels(self) -> tuple[str, ...]:
         return (self.top[0].label,) if self.top else ()
@@ -87,6 +89,13 @@ class Raw(NamedTuple):
 
     def labels(self) -> tuple[str, ...]:
         return ()
+
+
+def signs(answer: Answer) -> tuple[tuple[str, ...], ...]:
+    """What changes when there is news: the labels, and of objects where they stand."""
+    if isinstance(answer, Detected):
+        return tuple((box.label, *box.zones) for box in answer.boxes)
+    return tuple((label,) for label in answer.labels())
 
 
 Answer = Classified | Detected | Segmented | Spoken | Raw

@@ -39,13 +39,13 @@ class Classification:
         scores = activate(raw, self._activation)
         if not np.isfinite(scores).all():
             raise RunFailed("The result is not finite.")
-        rules = view.rules
+        rules, sure = view.rules, float(scores.max(initial=0.0))
         if rules.classes:
             scores = np.where([rules.wanted(label) for label in self._labels], scores, 0)
         top = (Scored(k, self._labels[k], float(scores[k])) for k in best(scores, TOP))
         if rules.thresholds or rules.classes:
             top = (one for one in top if one.score >= max(rules.threshold(one.label, 0), 1e-9))
-        return Classified(tuple(top))
+        return Classified(tuple(top), sure)
 
 
 def activate(raw: npt.NDArray[np.float32], how: str) -> npt.NDArray[np.float32]:
