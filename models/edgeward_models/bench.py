@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgeward_models import machine
 from edgeward_models.bench_files import by_ports, inspected, names_of
 from edgeward_models.feeding import Fed, feed
@@ -332,21 +334,25 @@ def _prove(row: Row, file: Path, plan: Plan, fed: Fed, truth: Outputs | str) -> 
     except (NotLoaded, RunFailed) as error:
         return replace(row, reason=error.what)
     if isinstance(exact, str):
-        return replace(row, reason=f"Without optimisation it does not run: {exact}")
+        return replace(row, reason=f"Without optimisation: {exact}")
     row = replace(row, parity=_worst(mine, exact))
     return row if isinstance(truth, str) else replace(row, sqnr_db=_sqnr(truth, mine))
 
 
 def _exact(file: Path, fed: Fed) -> Outputs | str:
-    """The file's exact outputs, or why there are none."""
+    """The file's exact outputs, or why there are none to compare with."""
     try:
         session: Session = open_exact(file)
         try:
-            return [session.run(feeds) for feeds in fed.feeds]
+            runs = [session.run(feeds) for feeds in fed.feeds]
         finally:
             session.close()
     except (NotLoaded, RunFailed) as error:
         return error.what
+    for k, port in enumerate(session.outputs):
+        if not all(np.isfinite(run[k]).all() for run in runs if run[k].dtype.kind == "f"):
+            return f"Output {port.name} is not finite (NaN or infinity)."
+    return runs
 
 
 def _worst(mine: Outputs, exact: Outputs) -> float:
@@ -378,5 +384,5 @@ def _timed(row: Row, timing: Timing | None, lost: bool) -> Row:
         p99_ms=timing.p99_ms,
         ratio=None if lost else timing.ratio,
         interval=None if lost else timing.interval,
-        reason=row.reason or timing.reason or ("What it is compared with did not run." if lost else ""),
+        reason=row.reason or timing.reason or ("What it is compared with has no figures." if lost else ""),
     )
