@@ -180,7 +180,7 @@ def _measured(
         told = next((one for one in group if one.guess.samples is not None), group[0])
         fed = feed(told, request.samples, count=_INPUTS, seed=request.seed)
         inputs[name] = fed.origin
-        rows += _Group(name, group, fed, request).rows()
+        rows += _Group(name, group, fed, request, _within(progress, name, k, len(models))).rows()
     progress("measure: done", len(models), len(models))
     return BenchReport(
         rows=tuple(rows),
@@ -193,6 +193,15 @@ def _measured(
         titles={},
         notes=tuple(_notes(before, rows)),
     )
+
+
+def _within(progress: Progress, name: str, k: int, models: int) -> Progress:
+    """The progress of model k of so many: its last part is done when all is."""
+
+    def told(what: str, done: int, total: int) -> None:
+        progress(f"measure: {name}, {what}", k * total + min(done, total - 1), models * total)
+
+    return told
 
 
 def plain(report: BenchReport) -> dict[str, Any]:
@@ -266,6 +275,7 @@ class _Group:
     group: Sequence[Inspection]
     fed: Fed
     request: BenchRequest
+    progress: Progress
 
     def rows(self) -> list[Row]:
         """All of its files on all providers; the reference first."""
@@ -281,6 +291,7 @@ class _Group:
             goal_s=self.request.seconds,
             least=self.request.runs or LEAST_RUNS,
             most=self.request.runs or MAX_RUNS,
+            progress=self.progress,
         )
         by_file = {id(one): timing for one, timing in zip(running, timings, strict=True)}
         lost = bool(found[0][0].reason)  # then the race had another reference than its figures would say

@@ -123,6 +123,17 @@ def test_outputs_that_are_not_finite_are_a_row_with_a_reason(
     assert not report.right
 
 
+def test_the_race_itself_tells_how_far_it_is(pair: tuple[Path, Path]) -> None:
+    told: list[tuple[str, int, int]] = []
+    request = BenchRequest(pair, runs=8)
+    bench(request, lambda what, done, total: told.append((what, done, total)))
+    racing = [(done, total) for what, done, total in told if what == "measure: fp32, timing"]
+    assert len({done for done, _ in racing}) >= 8
+    assert racing == sorted(racing)
+    assert all(done < total for done, total in racing)
+    assert told[-1] == ("measure: done", 1, 1)
+
+
 def test_everything_is_json(pair: tuple[Path, Path]) -> None:
     told = json.loads(json.dumps(plain(run(*pair)), allow_nan=False))
     assert told["schema"] == "edgeward.bench/1"
