@@ -27,6 +27,8 @@ from edgeward_wire.manifest import Precision
 
 MEAN_STEPS = 0.5
 LARGEST_STEPS = 4.0
+GATE = 0.99
+"""The cosine that is asked for where a manifest asks for no other."""
 LEANING = 0.5
 """From here on outputs are taken for saturated: measured were .08 to .19 of correct kernels, .86 and more of
 saturating ones."""
@@ -38,7 +40,10 @@ Vector = tuple[Arrays, Arrays]
 
 
 def gate(declared: float, precision: Precision, provider: str) -> float:
-    """The cosine that every output of every vector must reach; half precision gets a little more room."""
+    """The cosine that every output of every vector must reach; half precision gets a little more room.
+
+    `provider` with or without "ExecutionProvider".
+    """
     half = precision == "fp16" or provider.startswith("Tensorrt")
     return min(declared, _HALF_GATE) if half else declared
 

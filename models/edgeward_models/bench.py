@@ -29,7 +29,7 @@ from edgeward_models.progress import Progress, silent
 from edgeward_models.race import MAX_RUNS, Contender, Timing, race
 from edgeward_models.similarity import cosine, energies, ratio_db
 from edgeward_models.statistics import Interval
-from edgeward_runtime import plans, resources
+from edgeward_runtime import parity, plans, resources
 from edgeward_runtime.plans import VariantFacts
 from edgeward_runtime.sessions import NotLoaded, RunFailed, Session, open_exact, open_session
 from edgeward_wire.errors import Rejected
@@ -263,7 +263,7 @@ def _notes(before: Machine, rows: Sequence[Row]) -> list[str]:
 
 def gate(row: Row) -> float:
     """The cosine below which a device refuses a plan."""
-    return 0.98 if row.precision == "fp16" else 0.99
+    return parity.gate(parity.GATE, row.precision, row.provider)
 
 
 # --- one model

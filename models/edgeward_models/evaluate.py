@@ -32,6 +32,7 @@ from edgeward_models.subjects import Asked, open_subjects
 from edgeward_models.tallies import tally
 from edgeward_runtime import golden, resources
 from edgeward_runtime.labels import read_labels
+from edgeward_runtime.parity import GATE
 from edgeward_runtime.parity import gate as parity_gate
 from edgeward_runtime.ports import constants, initial_states
 from edgeward_runtime.sessions import CPU, NotLoaded, RunFailed, open_exact, open_session
@@ -42,7 +43,6 @@ from edgeward_wire.verdict import Plan
 
 SAMPLES = 300
 """Without labels, unless told otherwise."""
-PARITY = 0.99
 _PARITY_SAMPLES = 4
 _LAYER_SAMPLES = 4
 _MAX_THREADS = 4
@@ -291,7 +291,7 @@ class _Evaluating:
             outputs, expected = mine.run(sample), exact.run(sample)
             worst = min(worst, *(cosine(outputs[name], expected[name]) for name in expected))
         exact.close()
-        least = parity_gate(PARITY, self.model.precision, CPU)
+        least = parity_gate(GATE, self.model.precision, CPU)
         if worst < least:
             self.notes.append(
                 f"This machine's kernels change the answers: cosine {worst:.3f} with the file's own exact"

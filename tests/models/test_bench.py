@@ -229,6 +229,7 @@ def test_wrong_outputs_are_marked_and_no_success() -> None:
     assert cells["parity"] == "0.9800 WRONG"
     assert cells["95 %"] == "0.490 to 0.510"
     assert gate(replace(INT8, precision="fp16")) == 0.98
+    assert gate(replace(INT8, provider="Tensorrt")) == 0.98
     assert not report(FP32, INT8).right
     assert dict(zip(bench_tables.HEADS, bench_tables.cells(FP32), strict=True))["SQNR dB"] == "exact"
 
