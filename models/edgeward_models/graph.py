@@ -306,7 +306,7 @@ def _external_files(path: Path, model: onnx.ModelProto) -> set[Path]:
 
 def _bytes_of(tensor: onnx.TensorProto) -> int:
     """How long its data must be where that is not said; 0 for types of less than a byte."""
-    return math.prod(tensor.dims) * _WIDTHS.get(tensor.data_type, 0)
+    return int(math.prod(tensor.dims)) * _WIDTHS.get(tensor.data_type, 0)
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
