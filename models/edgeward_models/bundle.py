@@ -45,6 +45,7 @@ from edgeward_wire.manifest import (
 
 MAX_LABELS_BYTES = 1 << 20
 LEAST_STEPS = 8
+_MOST_GOLDEN_BYTES = golden.MAX_UNPACKED_BYTES
 NOTHING_TO_QUANTISE = "The model has no convolutions or matrix products to quantise."
 STEPS: dict[str, int] = {
     "reading the file": 5,
@@ -270,6 +271,9 @@ class _Golden:
 
 def _golden(file: _File, contract: Contract, inputs: Sequence[Feeds]) -> _Golden:
     cuts = telling.cut_outputs(file.whole, contract, inputs)
+    arrays = [value for one in (*inputs, *cuts, *cuts) for value in one.values()]  # the outputs are as large
+    if sum(value.nbytes for value in arrays) > _MOST_GOLDEN_BYTES:
+        cuts = []  # a device would refuse to unpack them; the cosine decides, as without
     return _Golden(golden.make_golden(file.whole, contract, feeds=inputs, cuts=cuts), bool(cuts))
 
 

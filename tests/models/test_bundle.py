@@ -311,6 +311,14 @@ def test_a_file_that_may_saturate_carries_what_would_tell_and_says_so(tmp_path: 
     assert "sums of 1 of 1 nodes may saturate" in made.card
 
 
+def test_what_a_device_would_not_unpack_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeward_models.bundle._MOST_GOLDEN_BYTES", 1000)
+    made = plain_bundle(tmp_path)
+    (variant,) = made.manifest.variants.values()
+    assert not any(cuts(read_npz(made.blobs[variant.golden.sha256])))
+    assert "golden-cut" not in made.manifest.requires
+
+
 def test_nothing_is_said_where_no_processor_cuts_sums_off(model: Path, tmp_path: Path) -> None:
     safe = bundle(model, tmp_path / "out")
     assert not any("saturate" in note for note in safe.notes)
