@@ -154,14 +154,14 @@ def probe(arguments: argparse.Namespace) -> int:
 
 def _find(known: Guess, arguments: argparse.Namespace) -> Findings:
     """Probe a file against golden vectors made on the spot."""
-    from edgeward_runtime import plans, resources, sessions
+    from edgeward_runtime import parity, plans, resources, sessions
     from edgeward_runtime.engine import check_supported
     from edgeward_runtime.probe import Candidate, Subject, probe
 
     check_supported(known.contract)
     facts = plans.VariantFacts(known.precision, "")
     made = _golden(arguments.model, known)
-    subject = Subject(known.contract, {known.precision: Candidate(facts, arguments.model, made, 0.99)})
+    subject = Subject(known.contract, {known.precision: Candidate(facts, arguments.model, made, parity.GATE)})
     machine = plans.Machine(
         resources.machine(), resources.isa(), sessions.available_providers(), sessions.tensorrt_major()
     )

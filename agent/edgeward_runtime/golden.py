@@ -3,9 +3,10 @@
 `.npz` with `in.<k>.<input>` and `out.<k>.<output>` for k = 0, 1, ...: this very file's outputs on the CPU
 with all optimisation off. Where the model carries state the vectors are one sequence: `in` holds the source
 inputs only, the states begin at zero, and what step k leaves in them is what step k + 1 is given; `out` holds
-all outputs, the states among them. A second kind of file holds `picture.<k>` (an encoded picture) and
-`tensor.<k>` (what it must become). Invariants: the same inputs give the same bytes; what is read is bounded
-before it is unpacked, and never unpickled.
+all outputs, the states among them. A file whose sums could saturate also has `cut.<k>.<output>`: about
+what a kernel that adds in 16 bits would give instead (adr/0006). A second kind of file holds `picture.<k>`
+(an encoded picture) and `tensor.<k>` (what it must become). Invariants: the same inputs give the same bytes;
+what is read is bounded before it is unpacked, and never unpickled.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ MAX_VECTORS = 256
 MAX_UNPACKED_BYTES = 512 << 20
 _MAX_MEMBERS = 4096
 _MAX_HEADER_BYTES = 10_000
-_NAME = re.compile(r"^(?:(in|out)\.(\d{1,4})\.(.{1,64})|(picture|tensor)\.(\d{1,4}))$", re.DOTALL)
+_NAME = re.compile(r"^(?:(in|out|cut)\.(\d{1,4})\.(.{1,64})|(picture|tensor)\.(\d{1,4}))$", re.DOTALL)
 _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 _PREPROCESS_PICTURES = 2
 _UNREADABLE = (
@@ -65,11 +66,13 @@ def make_golden(
     seed: int = 0,
     *,
     feeds: Sequence[Arrays] | None = None,
+    cuts: Sequence[Arrays] = (),
 ) -> bytes:
     """The golden vectors of one file as .npz bytes.
 
     The inputs are `feeds` (the source inputs of each vector), whoever chose them; without any they are up
     to `count` of the pictures, spread over all of them, or else (evidence `weak`) noise from `seed`.
+    `cuts` are the outputs, by name, of a kernel that saturates, for each of `feeds`.
 
     Raises:
         Rejected: a picture or the file is no good, or the inputs do not fit the contract.
@@ -86,6 +89,8 @@ def make_golden(
     ):
         arrays.update({f"in.{k}.{name}": value for name, value in given.items()})
         arrays.update({f"out.{k}.{name}": value for name, value in outputs.items()})
+    for k, cut in enumerate(cuts):
+        arrays.update({f"cut.{k}.{name}": value for name, value in cut.items()})
     return write_npz(arrays)
 
 
@@ -232,12 +237,29 @@ def vectors(arrays: Arrays) -> list[tuple[Arrays, Arrays]]:
         match = _NAME.match(name)
         if match is None or match.group(1) is None:
             raise Rejected(f"The golden vectors hold {name[:80]!r}, which is not in the format.")
-        side = 0 if match.group(1) == "in" else 1
-        found.setdefault(int(match.group(2)), ({}, {}))[side][match.group(3)] = value
+        if match.group(1) != "cut":
+            side = 0 if match.group(1) == "in" else 1
+            found.setdefault(int(match.group(2)), ({}, {}))[side][match.group(3)] = value
     pairs = [found[k] for k in sorted(found)]
     if not pairs or not all(inputs and outputs for inputs, outputs in pairs):
         raise Rejected("The golden vectors are empty, or lack inputs or outputs.")
     return pairs
+
+
+def cuts(arrays: Arrays) -> list[Arrays]:
+    """The outputs of a saturating kernel by name for each of `vectors`; empty where it would give the same.
+
+    Raises Rejected when one has no exact output of its shape beside it, or is not finite.
+    """
+    names = [match for match in map(_NAME.match, arrays) if match is not None and match.group(1)]
+    found: dict[int, Arrays] = {int(match.group(2)): {} for match in names}
+    for match in names:
+        if match.group(1) == "cut":
+            cut, exact = arrays[match.group(0)], arrays.get(f"out.{match.group(2)}.{match.group(3)}")
+            if exact is None or exact.shape != cut.shape or not np.isfinite(cut).all():
+                raise Rejected(f"The golden vectors' {match.group(0)[:80]} is not one of their outputs.")
+            found[int(match.group(2))][match.group(3)] = cut
+    return [found[k] for k in sorted(found)]
 
 
 def picture_pairs(arrays: Arrays) -> list[tuple[bytes, Array]]:

@@ -175,6 +175,14 @@ def probe(
     return _Probe(subject, candidates, incumbent, progress, budget_s=budget_s, calm=calm or _Counted()).run()
 
 
+@dataclass(frozen=True)
+class _Golden:
+    """What one variant must give, and what it would give if its sums saturated."""
+
+    vectors: list[parity.Vector]
+    cuts: list[Arrays]
+
+
 class _Probe:
     def __init__(
         self,
@@ -195,7 +203,7 @@ class _Probe:
         self.deadline = self.started + budget_s
         self.calm = calm
         self.crowded = False
-        self.vectors: dict[str, list[tuple[Arrays, Arrays]]] = {}
+        self.goldens: dict[str, _Golden] = {}
 
     def run(self) -> Findings:
         try:
@@ -244,7 +252,7 @@ class _Probe:
         """Open the session, run it once, and see what it took."""
         variant = self.subject.variants[trial.plan.variant]
         fixed = {**constants(self.subject.contract), **initial_states(self.subject.contract)}
-        trial.feeds = [{**fixed, **inputs} for inputs, _ in self._vectors(trial.plan.variant)]
+        trial.feeds = [{**fixed, **inputs} for inputs, _ in self._golden(trial.plan.variant).vectors]
         before = resources.private_mb()
         started = time.perf_counter()
         trial.session = open_session(variant.file, trial.plan, placement=True)
@@ -262,15 +270,23 @@ class _Probe:
     def _right(self, trial: _Trial) -> bool:
         variant = self.subject.variants[trial.plan.variant]
         assert trial.session is not None
-        vectors = self._vectors(trial.plan.variant)
-        trial.parity = parity.worst_cosine(trial.session, vectors, self.subject.contract)
+        made = self._golden(trial.plan.variant)
+        held = parity.hold(trial.session, made.vectors, self.subject.contract, made.cuts)
+        trial.parity = held.cosine
         least = parity.gate(variant.cosine, variant.facts.precision, trial.plan.provider)
-        if trial.parity >= least:
-            return True
-        wrong = f"have cosine {trial.parity:.4f}, below {least}"
-        wrong += ", or are not finite" if trial.parity <= -1 else ""  # -1 stands for both
-        trial.fail("wrong_output", f"Against the golden outputs its own {wrong}.")
-        return False
+        if held.cosine < least:
+            wrong = f"have cosine {held.cosine:.4f}, below {least}"
+            wrong += ", or are not finite" if held.cosine <= -1 else ""  # -1 stands for both
+            trial.fail("wrong_output", f"Against the golden outputs its own {wrong}.")
+            return False
+        if held.leaning is not None and held.leaning >= parity.LEANING:
+            trial.fail(
+                "wrong_output",
+                f"Its outputs lean towards what saturating sums give ({held.leaning:.2f} of the way,"
+                f" {parity.LEANING} is too far): this processor needs exact sums or another variant.",
+            )
+            return False
+        return True
 
     def _fits(self, trial: _Trial) -> bool:
         took, limit = trial.memory_mb or 0.0, self.subject.limits.memory_mb
@@ -283,10 +299,11 @@ class _Probe:
             return True
         return False
 
-    def _vectors(self, variant: str) -> list[tuple[Arrays, Arrays]]:
-        if variant not in self.vectors:
-            self.vectors[variant] = golden.vectors(golden.read_npz(self.subject.variants[variant].golden))
-        return self.vectors[variant]
+    def _golden(self, variant: str) -> _Golden:
+        if variant not in self.goldens:
+            arrays = golden.read_npz(self.subject.variants[variant].golden)
+            self.goldens[variant] = _Golden(golden.vectors(arrays), golden.cuts(arrays))
+        return self.goldens[variant]
 
     # --- the best against one another
 

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgeward_models import machine
 from edgeward_models.bench_files import by_ports, inspected, names_of
 from edgeward_models.feeding import Fed, feed
@@ -27,7 +29,7 @@ from edgeward_models.progress import Progress, silent
 from edgeward_models.race import MAX_RUNS, Contender, Timing, race
 from edgeward_models.similarity import cosine, energies, ratio_db
 from edgeward_models.statistics import Interval
-from edgeward_runtime import plans, resources
+from edgeward_runtime import parity, plans, resources
 from edgeward_runtime.plans import VariantFacts
 from edgeward_runtime.sessions import NotLoaded, RunFailed, Session, open_exact, open_session
 from edgeward_wire.errors import Rejected
@@ -178,7 +180,7 @@ def _measured(
         told = next((one for one in group if one.guess.samples is not None), group[0])
         fed = feed(told, request.samples, count=_INPUTS, seed=request.seed)
         inputs[name] = fed.origin
-        rows += _Group(name, group, fed, request).rows()
+        rows += _Group(name, group, fed, request, _within(progress, name, k, len(models))).rows()
     progress("measure: done", len(models), len(models))
     return BenchReport(
         rows=tuple(rows),
@@ -191,6 +193,15 @@ def _measured(
         titles={},
         notes=tuple(_notes(before, rows)),
     )
+
+
+def _within(progress: Progress, name: str, k: int, models: int) -> Progress:
+    """The progress of model k of so many: its last part is done when all is."""
+
+    def told(what: str, done: int, total: int) -> None:
+        progress(f"measure: {name}, {what}", k * total + min(done, total - 1), models * total)
+
+    return told
 
 
 def plain(report: BenchReport) -> dict[str, Any]:
@@ -252,7 +263,7 @@ def _notes(before: Machine, rows: Sequence[Row]) -> list[str]:
 
 def gate(row: Row) -> float:
     """The cosine below which a device refuses a plan."""
-    return 0.98 if row.precision == "fp16" else 0.99
+    return parity.gate(parity.GATE, row.precision, row.provider)
 
 
 # --- one model
@@ -264,6 +275,7 @@ class _Group:
     group: Sequence[Inspection]
     fed: Fed
     request: BenchRequest
+    progress: Progress
 
     def rows(self) -> list[Row]:
         """All of its files on all providers; the reference first."""
@@ -279,6 +291,7 @@ class _Group:
             goal_s=self.request.seconds,
             least=self.request.runs or LEAST_RUNS,
             most=self.request.runs or MAX_RUNS,
+            progress=self.progress,
         )
         by_file = {id(one): timing for one, timing in zip(running, timings, strict=True)}
         lost = bool(found[0][0].reason)  # then the race had another reference than its figures would say
@@ -332,21 +345,25 @@ def _prove(row: Row, file: Path, plan: Plan, fed: Fed, truth: Outputs | str) -> 
     except (NotLoaded, RunFailed) as error:
         return replace(row, reason=error.what)
     if isinstance(exact, str):
-        return replace(row, reason=f"Without optimisation it does not run: {exact}")
+        return replace(row, reason=f"Without optimisation: {exact}")
     row = replace(row, parity=_worst(mine, exact))
     return row if isinstance(truth, str) else replace(row, sqnr_db=_sqnr(truth, mine))
 
 
 def _exact(file: Path, fed: Fed) -> Outputs | str:
-    """The file's exact outputs, or why there are none."""
+    """The file's exact outputs, or why there are none to compare with."""
     try:
         session: Session = open_exact(file)
         try:
-            return [session.run(feeds) for feeds in fed.feeds]
+            runs = [session.run(feeds) for feeds in fed.feeds]
         finally:
             session.close()
     except (NotLoaded, RunFailed) as error:
         return error.what
+    for k, port in enumerate(session.outputs):
+        if not all(np.isfinite(run[k]).all() for run in runs if run[k].dtype.kind == "f"):
+            return f"Output {port.name} is not finite (NaN or infinity)."
+    return runs
 
 
 def _worst(mine: Outputs, exact: Outputs) -> float:
@@ -378,5 +395,5 @@ def _timed(row: Row, timing: Timing | None, lost: bool) -> Row:
         p99_ms=timing.p99_ms,
         ratio=None if lost else timing.ratio,
         interval=None if lost else timing.interval,
-        reason=row.reason or timing.reason or ("What it is compared with did not run." if lost else ""),
+        reason=row.reason or timing.reason or ("What it is compared with has no figures." if lost else ""),
     )

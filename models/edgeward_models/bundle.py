@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from edgeward_models.graph import INT8_SHARE, Facts, embed_external_data, read_f
 from edgeward_models.inspect import Inspection, inspect_model, precision_line
 from edgeward_models.progress import Progress, silent
 from edgeward_models.provenance import provenance
+from edgeward_models.risks import saturation_note
 from edgeward_models.samples import Feeds, Samples, open_samples
 from edgeward_models.saturation import layers_at_risk
 from edgeward_models.variants import check_variant, parity_for
@@ -32,10 +33,19 @@ from edgeward_runtime.contract_guess import Guess
 from edgeward_wire.contract import Contract
 from edgeward_wire.document import faults
 from edgeward_wire.errors import Rejected, Unavailable
-from edgeward_wire.manifest import MAX_MANIFEST_BYTES, BlobRef, Manifest, TargetHints, Variant, features
+from edgeward_wire.manifest import (
+    GOLDEN_CUT,
+    MAX_MANIFEST_BYTES,
+    BlobRef,
+    Manifest,
+    TargetHints,
+    Variant,
+    features,
+)
 
 MAX_LABELS_BYTES = 1 << 20
 LEAST_STEPS = 8
+_MOST_GOLDEN_BYTES = golden.MAX_UNPACKED_BYTES
 NOTHING_TO_QUANTISE = "The model has no convolutions or matrix products to quantise."
 STEPS: dict[str, int] = {
     "reading the file": 5,
@@ -67,7 +77,7 @@ class Bundle:
     manifest: Manifest
     blobs: dict[str, Path]
     notes: tuple[str, ...] = ()
-    """What had to be assumed."""
+    """What had to be assumed, and what may go wrong."""
     card: str = ""
     """Markdown, for people."""
 
@@ -137,10 +147,10 @@ def make_bundle(request: BundleRequest, out: Path, progress: Progress = silent) 
     samples = open_samples(known.contract, known.samples)
     steps.begin("choosing golden inputs")
     inputs = _golden_inputs(files, known.contract, samples, steps)
-    variants: dict[str, Variant] = {}
+    goldens: dict[str, _Golden] = {}
     for name, file in files.items():
-        steps.begin("golden outputs", len(variants), len(files))
-        variants[name] = _variant(file, known.contract, samples, inputs[name], store)
+        steps.begin("golden outputs", len(goldens), len(files))
+        goldens[name] = _golden(file, known.contract, inputs[name])
     preprocess = _preprocess(known)
     steps.begin("hashing")
     facts = inspection.facts
@@ -150,11 +160,11 @@ def make_bundle(request: BundleRequest, out: Path, progress: Progress = silent) 
             version="0",
             created=request.created or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             contract=known.contract,
-            variants=variants,
+            variants={name: _variant(one, goldens[name], samples, store) for name, one in files.items()},
             labels=store.write(labels, "labels.txt") if labels is not None else None,
             preprocess=store.write(preprocess, "preprocess.npz") if preprocess is not None else None,
             limits=known.limits,
-            requires=features(known.contract),
+            requires=_requires(known.contract, goldens.values()),
             float_reason=float_reason,
             provenance=provenance(inspection, request.sidecar, samples),
             annotations=known.annotations,
@@ -162,12 +172,13 @@ def make_bundle(request: BundleRequest, out: Path, progress: Progress = silent) 
     except ValidationError as error:
         raise Rejected(f"{facts.path.name} cannot become a bundle: {faults(error)}.") from error
     names = labels.decode().splitlines() if labels is not None else ()
-    about = About(precision_line(facts), facts.parameters, samples.origin, names, known.notes)
+    risks = _risks(files)
+    about = About(precision_line(facts), facts.parameters, samples.origin, names, known.notes, risks)
     card = card_text(manifest, about)
     manifest = with_card(manifest, card)
     _check_size(manifest)
     steps.end()
-    return Bundle(manifest, store.blobs, known.notes, card)
+    return Bundle(manifest, store.blobs, (*known.notes, *risks), card)
 
 
 def with_card(manifest: Manifest, card: str) -> Manifest:
@@ -249,15 +260,39 @@ def _golden_inputs(
     return {name: chosen.get(name, shared) for name in files}
 
 
-def _variant(
-    file: _File, contract: Contract, samples: Samples, inputs: Sequence[Feeds], store: _Store
-) -> Variant:
+@dataclass(frozen=True)
+class _Golden:
+    """The golden vectors of one variant, packed."""
+
+    raw: bytes
+    cut: bool
+    """Whether they also tell what a saturating kernel would give."""
+
+
+def _golden(file: _File, contract: Contract, inputs: Sequence[Feeds]) -> _Golden:
+    cuts = telling.cut_outputs(file.whole, contract, inputs)
+    arrays = [value for one in (*inputs, *cuts, *cuts) for value in one.values()]  # the outputs are as large
+    if sum(value.nbytes for value in arrays) > _MOST_GOLDEN_BYTES:
+        cuts = []  # a device would refuse to unpack them; the cosine decides, as without
+    return _Golden(golden.make_golden(file.whole, contract, feeds=inputs, cuts=cuts), bool(cuts))
+
+
+def _requires(contract: Contract, goldens: Iterable[_Golden]) -> tuple[str, ...]:
+    return (*features(contract), *((GOLDEN_CUT,) if any(one.cut for one in goldens) else ()))
+
+
+def _risks(files: Mapping[str, _File]) -> tuple[str, ...]:
+    notes = (saturation_note(name, file.whole, file.targets) for name, file in files.items())
+    return tuple(note for note in notes if note is not None)
+
+
+def _variant(file: _File, made: _Golden, samples: Samples, store: _Store) -> Variant:
     facts = file.facts
     return Variant(
         model=store.file(file.whole, f"{facts.precision}.onnx"),
         precision=facts.precision,
         targets=file.targets,
-        golden=store.write(golden.make_golden(file.whole, contract, feeds=inputs), "golden.npz"),
+        golden=store.write(made.raw, "golden.npz"),
         evidence=samples.evidence,
         parity=parity_for(facts.precision),
         opset=facts.opset,

@@ -25,6 +25,8 @@ class About:
     """Where the golden inputs come from: "9 pictures in pictures"."""
     labels: Sequence[str] = ()
     assumed: Sequence[str] = ()
+    risks: Sequence[str] = ()
+    """What may go wrong on some devices."""
 
 
 def card_text(manifest: Manifest, about: About) -> str:
@@ -33,6 +35,7 @@ def card_text(manifest: Manifest, about: About) -> str:
         _head(manifest, about),
         _contract(manifest.contract, about.labels),
         _variants(manifest.variants),
+        "\n\n".join(f"**Beware.** {_cell(risk)}" for risk in about.risks),
         _accuracy(manifest.variants),
         _evidence(manifest, about),
         _limits(manifest),

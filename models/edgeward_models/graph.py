@@ -46,6 +46,12 @@ _DTYPES: dict[int, str] = {
     onnx.TensorProto.BOOL: "bool",
     onnx.TensorProto.STRING: "string",
 }
+_WIDTHS = {
+    **dict.fromkeys((onnx.TensorProto.UINT8, onnx.TensorProto.INT8, onnx.TensorProto.BOOL), 1),
+    **dict.fromkeys(_HALVES, 2),
+    **dict.fromkeys((onnx.TensorProto.FLOAT, onnx.TensorProto.INT32), 4),
+    **dict.fromkeys((onnx.TensorProto.DOUBLE, onnx.TensorProto.INT64), 8),
+}
 # Operator -> (position of the data, position of the weights) among its inputs.
 _CONVOLUTIONS = {"Conv": (0, 1), "ConvTranspose": (0, 1), "ConvInteger": (0, 1), "QLinearConv": (0, 3)}
 _PRODUCTS = {
@@ -282,7 +288,8 @@ def _external_files(path: Path, model: onnx.ModelProto) -> set[Path]:
     for tensor in _initialisers(model.graph):
         if not external_data_helper.uses_external_data(tensor):
             continue
-        location = external_data_helper.ExternalDataInfo(tensor).location
+        told = external_data_helper.ExternalDataInfo(tensor)
+        location = told.location
         file = (home / location).resolve()
         if home not in file.parents:
             raise Rejected(f"{path.name} keeps weights outside of its own directory: {location!r}.")
@@ -291,8 +298,15 @@ def _external_files(path: Path, model: onnx.ModelProto) -> set[Path]:
                 f"{path.name} keeps its weights in {location!r}, which is not beside it.",
                 f"Copy {location} into {path.resolve().parent} as well.",
             )
+        if (told.offset or 0) + (told.length or _bytes_of(tensor)) > file.stat().st_size:
+            raise Rejected(f"{location} is shorter than {path.name} says.", "Copy it again.")
         found.add(file)
     return found
+
+
+def _bytes_of(tensor: onnx.TensorProto) -> int:
+    """How long its data must be where that is not said; 0 for types of less than a byte."""
+    return int(math.prod(tensor.dims)) * _WIDTHS.get(tensor.data_type, 0)
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

@@ -44,7 +44,7 @@ from edgeward_models.optimiser import fuse_transformer
 from edgeward_models.progress import Progress, silent
 from edgeward_models.race import Contender, Timing, race
 from edgeward_models.similarity import cosine
-from edgeward_models.whole_file import write_whole
+from edgeward_models.whole_file import check_place, write_whole
 from edgeward_runtime.sessions import CPU, NotLoaded, RunFailed, open_exact, save_optimised
 from edgeward_wire.errors import Rejected
 from edgeward_wire.verdict import Plan
@@ -166,6 +166,7 @@ def optimise(request: OptimiseRequest, progress: Progress = silent) -> OptimiseR
     with tempfile.TemporaryDirectory(prefix="edgeward-optimise-") as directory:
         scratch = Path(directory)
         inspection = inspect_model(request.model, request.sidecar, scratch=scratch)
+        check_place(request.out, request.model)
         fed = feed(inspection, request.samples, count=_VECTORS, seed=request.seed)
         before = load_graph(inspection.whole)
         step(1)

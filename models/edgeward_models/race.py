@@ -12,8 +12,9 @@ however many contenders there are: groups share the reference.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +34,7 @@ ON_CORE = 0.95
 """The share of a run's time that its thread was on a core, from which on it counts as undisturbed."""
 _PATIENCE = 3.0  # times the goal, for enough undisturbed rounds
 MAX_CONTENDERS = 256
+PERCENT = 100
 
 T = TypeVar("T")
 FullFeeds = Mapping[str, npt.NDArray[Any]]
@@ -94,11 +96,12 @@ def race(
     reference.open(feeds)
     try:
         for k, group in enumerate(groups):
-            progress("timing", k, len(groups))
-            _run_group(reference, group, feeds, _Rounds(goal_s, least, most))
+            told = partial(_tell, progress, k, len(groups))
+            told(0)
+            _run_group(reference, group, feeds, _Rounds(goal_s, least, most, told))
     finally:
         reference.close()
-    progress("timing", len(groups), len(groups))
+    progress("timing", PERCENT * len(groups), PERCENT * len(groups))
     return [runner.timing(reference, least) for runner in runners]
 
 
@@ -107,6 +110,13 @@ class _Rounds:
     goal_s: float
     least: int
     most: int
+    told: Callable[[int], None]
+    """Hears how much of the group's rounds is done, in hundredths."""
+
+    def percent(self, done: int, used_s: float) -> int:
+        """About how much of it is done; a group that is disturbed takes longer than it seemed."""
+        timed = used_s / self.goal_s if self.goal_s > 0 else 1.0
+        return min(PERCENT - 1, int(PERCENT * max(done / self.most, min(done / self.least, timed))))
 
 
 @dataclass(frozen=True)
@@ -201,17 +211,24 @@ def _run_group(
         everyone = [reference, *group]
         reference.once(feeds[0])  # what the others' loading threw out of its caches comes back
         reference.clean = 0
-        started, k = time.perf_counter(), 0
+        started, k, said = time.perf_counter(), 0, 0
         while k < rounds.most and any(runner.session is not None for runner in everyone):
             used = time.perf_counter() - started
             enough = min(one.clean for one in everyone if one.session is not None) >= rounds.least
             if k >= rounds.least and used >= rounds.goal_s * (1.0 if enough else _PATIENCE):
                 return
+            if rounds.percent(k, used) > said:  # seldom: telling takes time, too
+                said = rounds.percent(k, used)
+                rounds.told(said)
             _one_round(reference, everyone, feeds[k % len(feeds)], k)
             k += 1
     finally:
         for runner in group:
             runner.close()
+
+
+def _tell(progress: Progress, group: int, groups: int, percent: int) -> None:
+    progress("timing", PERCENT * group + percent, PERCENT * groups)
 
 
 def _one_round(reference: _Runner, everyone: Sequence[_Runner], feeds: FullFeeds, k: int) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from edgeward_models.samples import Feeds
 from edgeward_models.saturation import Layer, correction, layers_at_risk
 from edgeward_runtime.golden import SEQUENCE_STEPS
 from edgeward_runtime.parity import cosine
-from edgeward_runtime.ports import constants
+from edgeward_runtime.ports import constants, initial_states, next_states
 from edgeward_runtime.sessions import NotLoaded, RunFailed, Session, open_exact
 from edgeward_wire.contract import Contract
 
@@ -83,23 +84,16 @@ def scores(
     file: Path, contract: Contract, candidates: Sequence[Feeds], progress: Progress = silent
 ) -> list[Score]:
     """One score for each candidate; all alike where the file does not run with its inside revealed."""
-    model = onnx.load(str(file))
-    layers = layers_at_risk(model)[:_MOST_LAYERS]
-    answers = [value.name for value in model.graph.output]
-    _reveal(model, layers)
-    with tempfile.TemporaryDirectory(prefix="edgeward-telling-") as scratch:
-        opened = Path(scratch) / "revealed.onnx"
-        opened.write_bytes(model.SerializeToString())
-        del model
-        try:
-            session = open_exact(opened)
-            found = []
+    fixed = constants(contract)
+    found: list[tuple[float, list[float]]] = []
+    try:
+        with _Revealed(file) as inside:
             for k, feeds in enumerate(candidates):
                 progress("choosing golden inputs", k, len(candidates))
-                found.append(_look(session, {**constants(contract), **feeds}, layers, answers))
-            session.close()
-        except (NotLoaded, RunFailed):
-            return [(0.0, 0.0)] * len(candidates)
+                look = inside.look({**fixed, **feeds})
+                found.append((look.turn, look.heights))  # not its outputs: there are many candidates
+    except (NotLoaded, RunFailed):
+        return [(0.0, 0.0)] * len(candidates)
     table = np.nan_to_num(np.asarray([heights for _, heights in found], np.float64))
     # Each layer counts alike, whatever the size of its numbers.
     relative = (table / np.maximum(table.max(axis=0, initial=0.0), 1e-30)).sum(axis=1)
@@ -107,21 +101,94 @@ def scores(
     return [(round(turn, 6), round(float(h), 6)) for (turn, _), h in zip(found, relative, strict=True)]
 
 
-def _look(
-    session: Session, feeds: Feeds, layers: Sequence[Layer], answers: Sequence[str]
-) -> tuple[float, list[float]]:
-    """(how far saturation would turn the answer, the height of each layer's activations) for one input."""
-    names = [port.name for port in session.outputs]
-    none = {f"{_ERROR}{layer.node}": _NOTHING for layer in layers}
-    exact = dict(zip(names, session.run({**feeds, **none}), strict=True))
-    heights = [float(value) for name, value in exact.items() if name.startswith(_HEIGHT)]
-    if not layers:
-        return 0.0, heights
-    errors = {f"{_ERROR}{layer.node}": correction(layer, exact[layer.codes]) for layer in layers}
-    if not any(error.any() for error in errors.values()):
-        return 0.0, heights
-    cut = dict(zip(names, session.run({**feeds, **errors}), strict=True))
-    return 1.0 - min(cosine(cut[name], exact[name]) for name in answers), heights
+def cut_outputs(file: Path, contract: Contract, chosen: Sequence[Feeds]) -> list[Feeds]:
+    """The float outputs by name that a saturating kernel would give for each of the golden inputs in turn.
+
+    States are carried as such a kernel would leave them. Empty where no sum of any of them can be cut off, or
+    the file does not run with its inside revealed.
+    """
+    if not layers_at_risk(onnx.load(str(file))):
+        return []
+    fixed, states = constants(contract), initial_states(contract)
+    found: list[Feeds] = []
+    turned = False
+    try:
+        with _Revealed(file) as inside:
+            for feeds in chosen:
+                look = inside.look({**fixed, **states, **feeds})
+                states = next_states(contract, look.cut)
+                turned = turned or look.turned
+                found.append({name: v for name, v in look.cut.items() if v.dtype.kind == "f"})
+    except (NotLoaded, RunFailed):
+        return []
+    finite = all(np.isfinite(value).all() for outputs in found for value in outputs.values())
+    return found if turned and finite else []
+
+
+@dataclass(frozen=True)
+class _Look:
+    """One input, as it is and as saturation would have it."""
+
+    exact: Feeds
+    """All outputs by name."""
+    cut: Feeds
+    """The same of a kernel that saturates; `exact` itself where nothing is cut off."""
+    heights: list[float]
+    """How large each layer's activations are."""
+
+    @property
+    def turned(self) -> bool:
+        """Whether any sum was cut off."""
+        return self.cut is not self.exact
+
+    @property
+    def turn(self) -> float:
+        """How far saturation would turn the answer, 0..2."""
+        if not self.turned:
+            return 0.0
+        return 1.0 - min(cosine(self.cut[name], self.exact[name]) for name in self.exact)
+
+
+class _Revealed:
+    """A file with its inside revealed (`_reveal`), open with all optimisation off.
+
+    Entering it raises NotLoaded.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def __enter__(self) -> _Revealed:
+        model = onnx.load(str(self._file))
+        self._layers = layers_at_risk(model)[:_MOST_LAYERS]
+        self._answers = [value.name for value in model.graph.output]
+        _reveal(model, self._layers)
+        with tempfile.TemporaryDirectory(prefix="edgeward-telling-") as scratch:
+            opened = Path(scratch) / "revealed.onnx"
+            opened.write_bytes(model.SerializeToString())
+            del model
+            self._session: Session = open_exact(opened)
+        self._names = [port.name for port in self._session.outputs]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._session.close()
+
+    def look(self, feeds: Feeds) -> _Look:
+        """Run one input, all inputs of the graph given. Raises RunFailed."""
+        all_of_it = self._run(feeds, {f"{_ERROR}{layer.node}": _NOTHING for layer in self._layers})
+        exact = {name: all_of_it[name] for name in self._answers}
+        heights = [float(value) for name, value in all_of_it.items() if name.startswith(_HEIGHT)]
+        errors = {
+            f"{_ERROR}{layer.node}": correction(layer, all_of_it[layer.codes]) for layer in self._layers
+        }
+        if not any(error.any() for error in errors.values()):
+            return _Look(exact, exact, heights)
+        cut = self._run(feeds, errors)
+        return _Look(exact, {name: cut[name] for name in self._answers}, heights)
+
+    def _run(self, feeds: Feeds, errors: Feeds) -> Feeds:
+        return dict(zip(self._names, self._session.run({**feeds, **errors}), strict=True))
 
 
 def _reveal(model: onnx.ModelProto, layers: Sequence[Layer]) -> None:

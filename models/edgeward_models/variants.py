@@ -20,11 +20,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from edgeward_models.graph import Facts
+from edgeward_runtime import parity
+from edgeward_runtime.sessions import CPU
 from edgeward_wire.document import faults
 from edgeward_wire.errors import Rejected
 from edgeward_wire.manifest import Parity, Precision, TargetHints
-
-_PARITY: dict[Precision, float] = {"int8": 0.99, "fp32": 0.99, "fp16": 0.98}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def check_variant(variant: Further, facts: Facts, main: Facts) -> None:
 
 def parity_for(precision: Precision) -> Parity:
     """The gate of a variant's golden vectors."""
-    return Parity(cosine=_PARITY[precision])
+    return Parity(cosine=parity.gate(parity.GATE, precision, CPU))
 
 
 def _further(name: str, table: Mapping[str, Any]) -> Further:

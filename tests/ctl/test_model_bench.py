@@ -69,6 +69,8 @@ def test_what_does_not_run_is_a_row_and_exit_code_1(pair: tuple[Path, Path]) -> 
         (["m.onnx", "--plot", "p.pdf"], "neither SVG nor PNG" if PLOTS else "not installed: matplotlib"),
         (["m.onnx", "--on", "cam-1", "--plot", "p.svg"], "--plot does not go with --on"),
         (["a.onnx", "b.onnx", "--on", "cam-1"], "one model at a time"),
+        (["m.onnx", "--allow-float", "to compare"], "--allow-float belongs to --on"),
+        (["m.onnx", "--set", "task=vad"], "--set belongs to --on"),
     ],
 )
 def test_bad_wishes_are_errors_with_a_next_step(
@@ -87,6 +89,19 @@ def test_bad_wishes_are_errors_with_a_next_step(
     assert says in told
     assert "next: " in told
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--markdown", "--plot"])
+def test_a_place_that_cannot_be_written_is_said_before_anything_is_measured(
+    pair: tuple[Path, Path], tmp_path: Path, option: str
+) -> None:
+    if option == "--plot":
+        pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
+    (tmp_path / "file").write_text("")
+    done = ctl(*pair, "--runs", 3, option, tmp_path / "file" / "b.svg")
+    assert done.returncode == 69
+    assert "cannot be written" in done.stderr
+    assert "measure" not in done.stderr
 
 
 def test_a_device_needs_a_profile(tmp_path: Path) -> None:

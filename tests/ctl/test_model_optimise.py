@@ -57,6 +57,15 @@ def test_bad_input_is_an_error_with_a_next_step(tmp_path: Path) -> None:
     assert not (tmp_path / "o.onnx").exists()
 
 
+def test_a_page_that_cannot_be_written_is_said_before_the_work(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for html, code in ((tmp_path / "file" / "r.html", 69), (tmp_path, 69), (model, 2)):
+        done = ctl(model, "--out", tmp_path / "o.onnx", "--html", html)
+        assert done.returncode == code, done.stderr
+        assert not (tmp_path / "o.onnx").exists()
+    assert model.stat().st_size > 0
+
+
 def test_what_cannot_be_written_is_unavailable(model: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = ctl(model, "--out", tmp_path / "file" / "o.onnx", "--seconds", "0")

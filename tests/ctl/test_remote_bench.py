@@ -8,6 +8,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import paho.mqtt.client as paho
@@ -28,6 +29,7 @@ from edgeward_wire.command import Command, CommandResponse, MachineFacts
 from edgeward_wire.errors import Rejected, Unavailable
 from edgeward_wire.manifest import ModelRef
 from edgeward_wire.verdict import Plan, PlanOutcome, Verdict
+from runtime import builders
 
 MODEL = ModelRef(path="models/lite0/3.json", sha256="a" * 64)
 BOOT = "0" * 32
@@ -297,6 +299,27 @@ def test_a_file_is_released_measured_and_assigned_to_nobody(
     shown = capsys.readouterr()
     assert "0.9985" in shown.out
     assert "Jetson Orin Nano" in shown.out
+
+
+def test_a_float_file_is_measured_with_what_is_said_about_it(
+    office: Office, client: Client, device: Answering, tmp_path: Path
+) -> None:
+    device.answers = lambda _: [response("done", verdict=verdict(*OUTCOMES), machine=FACTS, took_s=3)]
+    file = builders.classifier(tmp_path / "float.onnx")
+    labels = builders.labels_file(tmp_path / "labels.txt")
+    side = builders.sidecar_file(tmp_path / "said.toml", labels=str(labels))
+    said = ("--sidecar", str(side), "--set", "name=floaty", "--seconds", "30")
+    refused = office.ctl("model", "bench", str(file), "--on", "d1", *said)
+    assert refused.code == 2
+    assert "is not INT8" in refused.err
+    done = office.ctl("model", "bench", str(file), "--on", "d1", *said, "--allow-float", "to compare")
+    assert done.code == 0, done.err
+    assert [entry.name for entry in client.models() if entry.name == "floaty"] == ["floaty"]
+    [command] = device.came
+    assert command.what.model.name == "floaty"
+    again = office.ctl("model", "bench", "floaty", "--on", "d1", "--allow-float", "to compare")
+    assert again.code == 2
+    assert "names a release" in again.err
 
 
 def test_what_the_device_refuses_is_exit_1_with_its_reason(

@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from edgeward_models import bench_tables, machine
 from edgeward_models.bench import BenchReport, BenchRequest, Published, Row, bench, gate, plain
@@ -92,7 +94,44 @@ def test_what_it_is_compared_with_may_be_what_does_not_run(pair: tuple[Path, Pat
     assert lost.reference
     assert (found.ratio, found.interval) == (None, None)
     assert found.p50_ms is not None
-    assert found.reason == "What it is compared with did not run."
+    assert found.reason == "What it is compared with has no figures."
+
+
+def not_finite(path: Path, fault: str) -> Path:
+    """The classifier, with a fault in the last weights."""
+    model = onnx.load(str(builders.classifier(path)))
+    weights = max((t for t in model.graph.initializer if len(t.dims) == 2), key=lambda t: t.name)
+    values = numpy_helper.to_array(weights).copy()
+    values[0] = float(fault)
+    weights.CopyFrom(numpy_helper.from_array(values, weights.name))
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize("fault", ["nan", "inf"])
+def test_outputs_that_are_not_finite_are_a_row_with_a_reason(
+    pair: tuple[Path, Path], tmp_path: Path, fault: str
+) -> None:
+    broken = not_finite(tmp_path / "broken.onnx", fault)
+    (row,) = run(broken).rows
+    assert "Output logits is not finite" in row.reason
+    report = run(broken, pair[1])
+    first, second = report.rows
+    assert "Output logits is not finite" in first.reason
+    assert second.p50_ms is not None
+    assert (second.sqnr_db, second.reason) == (None, "What it is compared with has no figures.")
+    assert not report.right
+
+
+def test_the_race_itself_tells_how_far_it_is(pair: tuple[Path, Path]) -> None:
+    told: list[tuple[str, int, int]] = []
+    request = BenchRequest(pair, runs=8)
+    bench(request, lambda what, done, total: told.append((what, done, total)))
+    racing = [(done, total) for what, done, total in told if what == "measure: fp32, timing"]
+    assert len({done for done, _ in racing}) >= 8
+    assert racing == sorted(racing)
+    assert all(done < total for done, total in racing)
+    assert told[-1] == ("measure: done", 1, 1)
 
 
 def test_everything_is_json(pair: tuple[Path, Path]) -> None:
@@ -190,6 +229,7 @@ def test_wrong_outputs_are_marked_and_no_success() -> None:
     assert cells["parity"] == "0.9800 WRONG"
     assert cells["95 %"] == "0.490 to 0.510"
     assert gate(replace(INT8, precision="fp16")) == 0.98
+    assert gate(replace(INT8, provider="Tensorrt")) == 0.98
     assert not report(FP32, INT8).right
     assert dict(zip(bench_tables.HEADS, bench_tables.cells(FP32), strict=True))["SQNR dB"] == "exact"
 

@@ -11,12 +11,13 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgeward_models.bundle import STEPS, Bundle, BundleRequest, make_bundle
-from edgeward_runtime.golden import SEQUENCE_STEPS, read_npz, vectors
+from edgeward_runtime.golden import SEQUENCE_STEPS, cuts, read_npz, vectors
 from edgeward_runtime.parity import worst_cosine
 from edgeward_runtime.sessions import open_exact
 from edgeward_wire.document import parse
 from edgeward_wire.errors import Rejected
-from edgeward_wire.manifest import Manifest
+from edgeward_wire.manifest import FEATURES, Manifest
+from models.test_telling import plain
 from runtime import builders
 from runtime.test_contract_guess import classical_file, listener
 from runtime.test_sounds import wav
@@ -285,3 +286,44 @@ def test_rows_are_strong_evidence(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("no\n")
     with pytest.raises(Rejected, match="1 labels, but probabilities has 2 scores"):
         bundle(path, tmp_path / "out", flags=flags)
+
+
+# --- what some processors would cut off
+
+
+def plain_bundle(tmp_path: Path, **further: object) -> Bundle:
+    """Of one u8 x s8 product with full 8-bit weights."""
+    path, _, _ = plain(tmp_path)
+    rows = np.random.default_rng(1).uniform(0, 4, (40, 32)).astype(np.float32)
+    np.savez(tmp_path / "rows.npz", x=rows)
+    flags = {"task": "tensor", "samples": str(tmp_path / "rows.npz"), **further}
+    return bundle(path, tmp_path / "out", flags=flags)
+
+
+def test_a_file_that_may_saturate_carries_what_would_tell_and_says_so(tmp_path: Path) -> None:
+    made = plain_bundle(tmp_path)
+    (variant,) = made.manifest.variants.values()
+    assert all(set(one) == {"y"} for one in cuts(read_npz(made.blobs[variant.golden.sha256])))
+    assert "golden-cut" in made.manifest.requires
+    assert set(made.manifest.requires) <= FEATURES
+    (note,) = [note for note in made.notes if "saturate" in note]
+    assert "sums of 1 of 1 nodes may saturate on x86-64 without VNNI" in note
+    assert "sums of 1 of 1 nodes may saturate" in made.card
+
+
+def test_what_a_device_would_not_unpack_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeward_models.bundle._MOST_GOLDEN_BYTES", 1000)
+    made = plain_bundle(tmp_path)
+    (variant,) = made.manifest.variants.values()
+    assert not any(cuts(read_npz(made.blobs[variant.golden.sha256])))
+    assert "golden-cut" not in made.manifest.requires
+
+
+def test_nothing_is_said_where_no_processor_cuts_sums_off(model: Path, tmp_path: Path) -> None:
+    safe = bundle(model, tmp_path / "out")
+    assert not any("saturate" in note for note in safe.notes)
+    assert "saturate on" not in safe.card
+    assert "golden-cut" not in safe.manifest.requires
+    for targets in ({"isa": ["avx512_vnni", "avx_vnni"]}, {"arch": ["aarch64"]}):
+        hinted = plain_bundle(tmp_path, targets=targets)
+        assert not any("saturate" in note for note in hinted.notes)

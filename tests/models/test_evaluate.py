@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,9 +81,7 @@ def test_the_shipped_model_knows_the_shipped_pictures(tmp_path: Path) -> None:
 
 def test_both_files_are_judged_on_labelled_pictures(home: Path) -> None:
     steps: list[tuple[str, int, int]] = []
-    request = EvaluateRequest(
-        home / "int8.onnx", home / "fp32.onnx", data=data(home / "data"), max_drop=0.6, per_layer=True
-    )
+    request = EvaluateRequest(home / "int8.onnx", home / "fp32.onnx", data=data(home / "data"), max_drop=0.6)
     found = evaluate(request, lambda *step: steps.append(step))
     assert [row.name for row in found.rows] == ["top1", "macro_f1", "agreement", "sqnr"]
     for row in found.rows[:2]:
@@ -209,6 +208,22 @@ def test_a_variant_of_the_sidecar_is_chosen_by_name(home: Path) -> None:
     assert found.model.title == "fp32.onnx"
 
 
+def test_layers_are_compared_unless_told_otherwise(home: Path) -> None:
+    files = (home / "int8.onnx", home / "fp32.onnx")
+    assert evaluate(EvaluateRequest(*files, count=2)).layers is not None
+    assert evaluate(EvaluateRequest(*files, count=2, per_layer=False)).layers is None
+
+
+def test_layers_that_are_not_found_are_a_note_unless_asked_for(tmp_path: Path) -> None:
+    first = numbers(tmp_path / "f.onnx", [helper.make_node("Identity", ["x"], ["y"])])
+    request = EvaluateRequest(first, first, count=2, flags={"task": "tensor"})
+    found = evaluate(request)
+    assert found.layers is None
+    assert any("Layers were not compared" in note for note in found.notes)
+    with pytest.raises(Rejected, match="has no tensor of the names"):
+        evaluate(replace(request, per_layer=True))
+
+
 def test_exact_runs_are_their_own_proof(home: Path) -> None:
     found = evaluate(EvaluateRequest(home / "int8.onnx", home / "fp32.onnx", count=4, exact=True, threads=1))
     assert found.parity is None
@@ -255,7 +270,7 @@ def test_numbers_of_which_nothing_is_known_are_compared_by_cosine(tmp_path: Path
     assert (agreement.model.value, agreement.model.count) == (1, 20)  # every second row is for fitting
     assert sqnr.model.value == pytest.approx(40, abs=0.01)
     assert found.passed
-    with pytest.raises(Rejected, match="Labels say nothing about the task tensor"):
+    with pytest.raises(Rejected, match=r"is judged for classification, .* not for tensor"):
         evaluate(EvaluateRequest(mine, theirs, flags={"task": "tensor"}, data=tmp_path / "rows.npz"))
 
 

@@ -37,6 +37,7 @@ from sklearn.preprocessing import (
 
 from edgeward_models.bundle import BundleRequest, make_bundle
 from edgeward_models.export.features import range_of
+from edgeward_models.export.inputs import parse_input
 from edgeward_models.export.report import ExportOptions, ExportReport
 from edgeward_models.export.sklearn_models import export_sklearn, load_pickle
 from edgeward_models.export.verify import Tolerance
@@ -359,3 +360,26 @@ def test_noise_of_a_known_range_is_seeded_and_within_its_margin() -> None:
     margin = 0.11 * (IRIS.max(axis=0) - IRIS.min(axis=0))
     assert (first >= IRIS.min(axis=0) - margin).all()
     assert (first <= IRIS.max(axis=0) + margin).all()
+
+
+@pytest.mark.parametrize(
+    ("option", "how"),
+    [
+        ("--input", {"inputs": (parse_input("features=1x5"),)}),
+        ("--output", {"output_names": ("scores",)}),
+        ("--state", {"states": {"features": "probabilities"}}),
+        ("--exporter", {"exporter": "dynamo"}),
+    ],
+)
+def test_options_that_would_change_nothing_are_refused(
+    tmp_path: Path, option: str, how: dict[str, Any]
+) -> None:
+    with pytest.raises(Rejected, match=f"{option} says nothing about this estimator") as caught:
+        export_sklearn(logistic().fit(IRIS, KINDS), tmp_path / "m.onnx", ExportOptions(**how))
+    assert "features, N × 4" in caught.value.what
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_labels_are_for_classifiers(tmp_path: Path) -> None:
+    with pytest.raises(Rejected, match="--labels says nothing"):
+        export_sklearn(StandardScaler().fit(IRIS), tmp_path / "m.onnx", ExportOptions(labels=("a", "b")))

@@ -193,6 +193,24 @@ def test_missing_external_data_is_named(tmp_path: Path) -> None:
         read_facts(path)
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_external_data_that_were_cut_short_are_named(tmp_path: Path, told: bool) -> None:
+    path = external(tmp_path / "a")
+    if not told:  # the length is optional
+        model = onnx.load(str(path), load_external_data=False)
+        for tensor in model.graph.initializer:
+            kept = [entry for entry in tensor.external_data if entry.key != "length"]
+            del tensor.external_data[:]
+            tensor.external_data.extend(kept)
+        path.write_bytes(model.SerializeToString())
+    assert read_facts(path).external
+    data = tmp_path / "a" / "m.bin"
+    data.write_bytes(data.read_bytes()[:-1])
+    with pytest.raises(Rejected, match=r"m\.bin is shorter than m\.onnx says") as caught:
+        read_facts(path)
+    assert "Copy it again" in caught.value.next_step
+
+
 def test_external_data_elsewhere_is_refused(tmp_path: Path) -> None:
     path = external(tmp_path / "a")
     model = onnx.load(str(path), load_external_data=False)

@@ -86,6 +86,17 @@ def test_a_layout_for_this_processor_is_not_to_be_deployed(tmp_path: Path) -> No
         assert "do not deploy" in report.notes[0]
 
 
+def test_the_model_is_not_written_over(convolutions: Path, tmp_path: Path) -> None:
+    before = convolutions.read_bytes()
+    (tmp_path / "link.onnx").symlink_to(convolutions)
+    for out in (convolutions, tmp_path / "link.onnx"):
+        with pytest.raises(Rejected, match="is the model itself"):
+            run(convolutions, out)
+    assert convolutions.read_bytes() == before
+    run(convolutions, tmp_path / "other.onnx")
+    run(convolutions, tmp_path / "other.onnx")  # an earlier result may be
+
+
 def test_metadata_stay(tmp_path: Path) -> None:
     path = builders.classifier(tmp_path / "m.onnx", metadata={"who": "me"})
     run(path, tmp_path / "out.onnx")

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeward_models.pairsafe import LIMIT
 from edgeward_models.saturation import correction, layers_at_risk
-from edgeward_models.telling import candidate_count, choose_inputs, loudest_run, pick, scores
+from edgeward_models.telling import candidate_count, choose_inputs, cut_outputs, loudest_run, pick, scores
 from edgeward_runtime import golden
 from edgeward_runtime.contract_guess import guess
 from edgeward_runtime.golden import SEQUENCE_STEPS
@@ -171,6 +171,56 @@ def test_the_score_is_what_the_processor_would_do(tmp_path: Path) -> None:
     for feeds, (turn, _) in zip(candidates, scores(path, contract, candidates), strict=True):
         raw = golden.make_golden(path, contract, feeds=[feeds])
         assert 1 - turn == pytest.approx(saturated_cosine(raw, weights), abs=1e-4)
+
+
+def test_the_saturated_outputs_are_what_the_processor_would_give(tmp_path: Path) -> None:
+    path, contract, weights = plain(tmp_path)
+    feeds = dim_and_bright(6, {1, 4})
+    cuts = cut_outputs(path, contract, feeds)
+    raw = golden.make_golden(path, contract, feeds=feeds, cuts=cuts)
+    arrays = golden.read_npz(raw)
+    for k, ((inputs, outputs), cut) in enumerate(
+        zip(golden.vectors(arrays), golden.cuts(arrays), strict=True)
+    ):
+        codes = np.clip(np.rint(inputs["x"] / STEP), 0, 255).astype(np.uint8)
+        expected = cut_off(codes, weights) * STEP * WEIGHT_STEP
+        np.testing.assert_allclose(cut["y"], expected, rtol=1e-4, atol=1e-3)
+        assert (np.abs(cut["y"] - outputs["y"]).max() > 0.1) == (k in (1, 4))
+    assert not cut_outputs(path, contract, dim_and_bright(3, set()))  # none of these is cut off
+    safe = builders.classifier(tmp_path / "safe.onnx")
+    assert not cut_outputs(safe, guess(safe).contract, [{"image": np.ones((1, 3, 32, 32), np.float32)}])
+
+
+def with_state(path: Path, weights: np.ndarray) -> Path:
+    """A plain product of x + h; h becomes a hundredth of what it gives."""
+    model = onnx.load(quantised(path, "Gemm", weights, [1, 32]))
+    model.graph.node[0].input[0] = "sum"
+    model.graph.node.insert(0, helper.make_node("Add", ["x", "h"], ["sum"]))
+    model.graph.node.append(helper.make_node("Mul", ["y", "hundredth"], ["hn"]))
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(0.01), "hundredth"))
+    model.graph.input.append(helper.make_tensor_value_info("h", TensorProto.FLOAT, [1, 32]))
+    model.graph.output.append(helper.make_tensor_value_info("hn", TensorProto.FLOAT, [1, 32]))
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    return path
+
+
+def test_a_saturating_kernel_goes_on_from_the_states_that_it_left(tmp_path: Path) -> None:
+    weights = np.random.default_rng(5).integers(90, 128, (32, 32))
+    path = with_state(tmp_path / "m.onnx", weights)
+    contract = guess(path, flags={"task": "tensor"}).contract
+    assert contract.stateful
+    feeds = dim_and_bright(8, set(range(8)))
+    state = np.zeros((1, 32), np.float32)
+    for inputs, cut in zip(feeds, cut_outputs(path, contract, feeds), strict=True):
+        codes = np.clip(np.rint((inputs["x"] + state) / STEP), 0, 255).astype(np.uint8)
+        expected = (cut_off(codes, weights) * STEP * WEIGHT_STEP).astype(np.float32)
+        np.testing.assert_allclose(cut["y"], expected, rtol=1e-3, atol=0.5)
+        state = expected * np.float32(0.01)
+    exact = [
+        outputs["y"]
+        for _, outputs in golden.vectors(golden.read_npz(golden.make_golden(path, contract, feeds=feeds)))
+    ]
+    assert np.abs(exact[-1] - cut["y"]).max() > 10
 
 
 def test_without_anything_to_saturate_the_largest_activations_lead(tmp_path: Path) -> None:

@@ -315,3 +315,10 @@ def test_whatever_is_shipped_has_its_licence_beside_it() -> None:
 def test_the_shipped_silero_is_what_was_taken_from_the_package() -> None:
     digest = hashlib.sha256(silero.SHIPPED.read_bytes()).hexdigest()
     assert digest in (HERE / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_shipped_silero_is_known_by_the_sidecar_that_the_recipe_writes(tmp_path: Path) -> None:
+    built = zoo.build("silero-vad", tmp_path)
+    beside = silero.SHIPPED.with_suffix(".toml")
+    assert beside.read_text(encoding="utf-8") == built.with_suffix(".toml").read_text(encoding="utf-8")
+    assert guess(silero.SHIPPED).complete().contract.stateful

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 from edgeward_runtime import golden
 from edgeward_runtime.contract_guess import guess
 from edgeward_runtime.golden import (
+    cuts,
     find_pictures,
     first_vector,
     make_golden,
@@ -26,7 +27,7 @@ from edgeward_runtime.golden import (
     vectors,
     write_npz,
 )
-from edgeward_runtime.parity import check_preprocess, cosine, gate, worst_cosine
+from edgeward_runtime.parity import LEANING, Leaning, check_preprocess, cosine, gate, hold, worst_cosine
 from edgeward_runtime.sessions import open_exact, open_session
 from edgeward_wire.errors import Rejected, Unavailable
 from edgeward_wire.verdict import Plan
@@ -151,6 +152,31 @@ def test_states_are_carried_from_vector_to_vector(tmp_path: Path) -> None:
     assert len(vectors(read_npz(make_golden(path, contract, feeds=mine)))) == 3
 
 
+def test_what_saturating_sums_would_give_stands_beside_the_outputs(tmp_path: Path) -> None:
+    path = counter(tmp_path / "m.onnx")
+    contract = guess(path, flags={"task": "tensor"}).contract
+    feeds = [{"x": np.full((1, 4), k, np.float32)} for k in range(3)]
+    cut = [{"y": np.full((1, 4), -k, np.float32)} for k in range(3)]
+    raw = make_golden(path, contract, feeds=feeds, cuts=cut)
+    arrays = read_npz(raw)
+    assert [one["y"].tolist() for one in cuts(arrays)] == [one["y"].tolist() for one in cut]
+    assert [set(outputs) for _, outputs in vectors(arrays)] == [{"y", "hn"}] * 3
+    assert set(first_vector(raw)[1]) == {"y", "hn"}
+    assert cuts(read_npz(make_golden(path, contract, feeds=feeds))) == [{}, {}, {}]
+    del arrays["cut.0.y"]  # the first input does not saturate
+    assert [set(one) for one in cuts(arrays)] == [set(), {"y"}, {"y"}]
+    held = hold(open_exact(path), vectors(arrays), contract, cuts(arrays))
+    assert (held.cosine, held.leaning) == (pytest.approx(1.0), 0.0)
+    for name, value in (
+        ("cut.1.z", np.zeros((1, 4))),
+        ("cut.7.y", np.zeros((1, 4))),
+        ("cut.1.y", np.zeros((1, 5))),
+        ("cut.1.y", np.full((1, 4), np.nan)),
+    ):
+        with pytest.raises(Rejected, match=name.replace(".", r"\.")):
+            cuts({**arrays, name: value})
+
+
 def test_inputs_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     path = counter(tmp_path / "m.onnx")
     contract = guess(path, flags={"task": "tensor"}).contract
@@ -195,6 +221,8 @@ def test_cosine_and_its_gate() -> None:
     assert cosine(a, 2 * a) == pytest.approx(1)
     assert cosine(a, -a) == pytest.approx(-1)
     assert cosine(np.array([1.0, np.nan]), np.array([1.0, 2.0])) == -1
+    assert cosine(np.array([1.0, 2.0]), np.array([1.0, np.nan])) == -1
+    assert cosine(a, np.full(3, np.inf)) == -1
     assert cosine(np.zeros(3), np.zeros(3)) == 1
     assert cosine(np.zeros(3), a) == 0
     assert cosine(np.zeros(2), a) == -1
@@ -219,3 +247,42 @@ def test_preprocessing_that_differs_is_rejected(tmp_path: Path) -> None:
         check_preprocess(contract, [(raw, off)])
     with pytest.raises(Rejected, match="shape"):
         check_preprocess(contract, [(raw, tensor[:, :1])])
+
+
+def leaning(*runs: tuple[str, np.ndarray, np.ndarray, np.ndarray]) -> float | None:
+    """Of (output, mine, exact, cut) each."""
+    found = Leaning()
+    for run in runs:
+        found.add(*run)
+    return found.value
+
+
+def test_leaning_sees_what_large_numbers_hide_from_a_cosine() -> None:
+    """Boxes of hundreds, scores below one, as a detector gives them together."""
+    rng = np.random.default_rng(3)
+    exact = np.concatenate([rng.uniform(0, 640, 400), rng.uniform(0, 1, 8000)])
+    noise, way = (rng.normal(0, 0.02, exact.size) * (exact + 0.5) for _ in range(2))
+    cut = exact + way
+    correct, saturating = exact + noise, exact + 0.9 * way + noise / 2
+    assert min(cosine(correct, exact), cosine(saturating, exact)) > 0.999
+    right, wrong = leaning(("y", correct, exact, cut)), leaning(("y", saturating, exact, cut))
+    assert right is not None
+    assert wrong is not None
+    assert abs(right) < 0.2
+    assert wrong > 0.8
+    assert right < LEANING < wrong
+
+
+def test_leaning_has_its_bounds() -> None:
+    exact, cut = np.zeros(4), np.array([1.0, 0, 0, 0])
+    assert leaning() is None
+    assert leaning(("y", exact, exact, exact)) is None  # nothing would saturate
+    assert leaning(("y", exact, exact, cut)) == 0
+    assert leaning(("y", cut, exact, cut)) == pytest.approx(1)
+    # Noise that dwarfs what saturation would do points anywhere: it is no sign of it.
+    assert leaning(("y", np.array([9.0, 99, 0, 0]), exact, cut)) == pytest.approx(1 / 11, rel=0.02)
+    assert leaning(("y", np.array([np.nan, 0, 0, 0]), exact, cut)) is None
+    # An output of large numbers does not outvote another that saturation turns.
+    small = ("small", np.array([0.9, 1.0]), np.array([0.0, 1.0]), np.array([1.0, 1.0]))
+    large = ("large", np.array([1e6, 0.0]), np.array([1e6, 0.0]), np.array([1e6, 9.0]))
+    assert leaning(small, large) == pytest.approx(0.9, abs=0.01)

@@ -22,8 +22,11 @@ MAX_MANIFEST_BYTES = 256 << 10
 FEATURES = frozenset(
     {"classification", "detection", "segmentation", "audio-classification", "vad", "tensor"}  # tasks
     | {"audio", "state", "tensors"}  # see `features`
+    | {"golden-cut"}  # see GOLDEN_CUT
 )
 """What this release of the agent can run; a manifest that requires more stays pending."""
+GOLDEN_CUT = "golden-cut"
+"""Required where golden vectors hold `cut.<k>.<output>`: older readers refuse names that they do not know."""
 
 
 def features(contract: Contract) -> tuple[str, ...]:
@@ -78,7 +81,8 @@ class Variant(Signed):
     targets: TargetHints = TargetHints()
     golden: BlobRef
     """`.npz` with `in.<k>.<input>` and `out.<k>.<output>`, k = 0, 1, ...: this very file's outputs on the
-    CPU with all optimisation off."""
+    CPU with all optimisation off. Where its sums could saturate also `cut.<k>.<output>`: about what that
+    would give."""
     evidence: Literal["strong", "weak"]
     """`weak`: the golden inputs are seeded noise, for want of samples."""
     parity: Parity = Parity()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,6 +55,18 @@ Samples = Annotated[
 ]
 Markdown = Annotated[Path | None, typer.Option(help="Also write Markdown.", show_default=False)]
 Plot = Annotated[Path | None, typer.Option(help="Also write a plot, .svg or .png.", show_default=False)]
+Sidecar = Annotated[
+    Path | None,
+    typer.Option(help="With --on: TOML that says what the file cannot.", show_default="MODEL.toml"),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="With --on: a sidecar's setting, e.g. inputs.image.width=320."),
+]
+AllowFloat = Annotated[
+    str | None,
+    typer.Option("--allow-float", metavar="REASON", help="With --on: measure a file that is not INT8."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
@@ -72,6 +84,22 @@ class _Wish:
     runs: int | None
     providers: tuple[str, ...]
     samples: Path | None
+    how: _How
+
+
+@dataclass(frozen=True)
+class _How:
+    """How a file is bundled for a device."""
+
+    sidecar: Path | None
+    settings: list[str]
+    allow_float: str | None
+
+    @property
+    def given(self) -> list[str]:
+        """The options that were typed."""
+        said = {"--sidecar": self.sidecar, "--set": self.settings, "--allow-float": self.allow_float}
+        return [option for option, value in said.items() if value]
 
 
 def command(
@@ -91,6 +119,9 @@ def command(
     samples: Samples = None,
     markdown: Markdown = None,
     plot: Plot = None,
+    sidecar: Sidecar = None,
+    settings: Settings = None,
+    allow_float: AllowFloat = None,
     as_json: Json = False,
 ) -> None:
     """Latencies, ratio to FP32, parity and memory, side by side.
@@ -108,6 +139,7 @@ def command(
         runs,
         tuple(provider or ()),
         samples,
+        _How(sidecar, settings or [], allow_float),
     )
     if on is not None:
         _check_remote(wish, markdown, plot)
@@ -117,13 +149,14 @@ def command(
             "Name files, or give --reference (with --only for some of them); --detach belongs to --on.",
             "agent-ctl model bench FP32.onnx INT8.onnx",
         )
-    draw = _drawer(plot)
+    if wish.how.given:
+        raise Rejected(
+            f"{wish.how.given[0]} belongs to --on: here files are measured as they are.",
+            "Leave it out, or name a device with --on.",
+        )
+    write, draw = _writer(markdown), _drawer(plot)
     report = _measure(wish)
-    if markdown is not None:
-        from edgeward_models.bench_tables import markdown as written
-        from edgeward_models.whole_file import write_whole
-
-        write_whole(markdown, written(report))
+    write(report)
     draw(report)
     _print(report, as_json)
     raise typer.Exit(0 if report.right else 1)
@@ -170,13 +203,26 @@ def _shown(work: Callable[[Progress], BenchReport]) -> BenchReport:
         return work(progress)
 
 
+def _writer(markdown: Path | None) -> Callable[[BenchReport], None]:
+    """What writes the page, if it can: that it cannot is said before the work."""
+    if markdown is None:
+        return lambda report: None
+    with needing("models"):
+        from edgeward_models import bench_tables
+        from edgeward_models.whole_file import check_place, write_whole
+    check_place(markdown)
+    return lambda report: write_whole(markdown, bench_tables.markdown(report))
+
+
 def _drawer(plot: Path | None) -> Callable[[BenchReport], None]:
     """What draws, if it can: that it cannot is said before the work."""
     if plot is None:
         return lambda report: None
     with needing("models,plots"):
         from edgeward_models import plots
+        from edgeward_models.whole_file import check_place
     plots.check_suffix(plot)
+    check_place(plot)
     return lambda report: plots.bench_plot(report, plot)
 
 
@@ -231,13 +277,19 @@ def _check_remote(wish: _Wish, markdown: Path | None, plot: Path | None) -> None
 
 
 def _remote(context: typer.Context, wish: _Wish, device: str, detach: bool, as_json: bool) -> int:
-    from edgeward_ctl import deploying
+    from edgeward_ctl import checked, deploying
     from edgeward_ctl.model import remote_bench
     from edgeward_ctl.profile import find_directory, load_profile
 
-    options = remote_bench.Options(threads=wish.threads)
+    how = wish.how
+    options = remote_bench.Options(
+        threads=wish.threads,
+        sidecar=how.sidecar,
+        flags=checked.settings(how.settings),
+        allow_float=how.allow_float,
+    )
     if wish.seconds is not None:
-        options = remote_bench.Options(threads=wish.threads, seconds=wish.seconds)
+        options = replace(options, seconds=wish.seconds)
     waiting = deploying.Waiting(detach=detach, as_json=as_json)
     profile = load_profile(find_directory(context.obj, os.environ))
     return remote_bench.run(profile, wish.files[0], device, waiting, options)

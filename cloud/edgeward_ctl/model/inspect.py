@@ -32,7 +32,9 @@ def command(
     if as_json:
         screen.print_json(models.plain(inspection))
         return
-    for what, value in models.facts_table(inspection):
-        screen.say(f"{what:<14}{value}")
+    facts = models.facts_table(inspection)
+    width = max(14, *(len(what) + 2 for what, _ in facts))
+    for what, value in facts:
+        screen.say(f"{what:<{width}}{value}")
     screen.say("")
     sys.stdout.write(models.sidecar_text(inspection))

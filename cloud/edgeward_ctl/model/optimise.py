@@ -64,8 +64,10 @@ def command(
     with needing("models"):
         from edgeward_models import optimise as models
         from edgeward_models import report_page
-        from edgeward_models.whole_file import write_whole
+        from edgeward_models.whole_file import check_place, write_whole
 
+    if html is not None:
+        check_place(html, model)
     request = models.OptimiseRequest(
         model, out, level.value, kind.value, sidecar, samples, seconds=seconds, threads=threads
     )

@@ -103,6 +103,11 @@ def _resolve(client: Client, target: str, options: Options, board: Progressing) 
             allow_float=options.allow_float,
         )
         return deploying.release(client, wish, board)
+    if options.sidecar is not None or options.flags or options.allow_float is not None:
+        raise Rejected(
+            f"{target} names a release: --sidecar, --set and --allow-float cannot change it.",
+            "Leave them out, or name a file.",
+        )
     return _released(client, target)
 
 

@@ -29,7 +29,7 @@ class NotExported(Rejected):
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How to export. What a framework has no use for is ignored by it."""
+    """How to export. Whether a framework has a use for each of them is for its module to say."""
 
     exporter: Exporter = "auto"
     opset: int | None = None

@@ -69,6 +69,7 @@ def export_sklearn(
     """
     options = options or ExportOptions()
     spec, kind = _spec(estimator), _kind(estimator)
+    _check_options(options, spec, kind)
     progress("running the model", 0, 1)
     rows, evidence, known = _rows(estimator, spec, options)
     step = _reference(estimator, kind, rows)
@@ -95,6 +96,24 @@ def export_sklearn(
         options,
         progress,
     )
+
+
+def _check_options(options: ExportOptions, spec: InputSpec, kind: _Kind) -> None:
+    """Raises Rejected for what only other models have a use for: it would change nothing."""
+    said = {
+        "--exporter": options.exporter != "auto",
+        "--input": options.inputs,
+        "--output": options.output_names,
+        "--state": options.states,
+        "--labels": options.labels and not kind.classifier,
+    }
+    given = [option for option, value in said.items() if value]
+    if given:
+        raise Rejected(
+            f"{given[0]} says nothing about this estimator: it takes {INPUT}, N × {spec.sized(1)[1]}, and"
+            f" gives {', '.join(kind.outputs)}.",
+            f"Leave out {', '.join(given)}.",
+        )
 
 
 # --- what an estimator is
