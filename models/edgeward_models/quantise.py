@@ -28,7 +28,7 @@ from edgeward_models.hunt import search_target
 from edgeward_models.inspect import Inspection, inspect_model
 from edgeward_models.prepare import prepare
 from edgeward_models.progress import Progress, silent
-from edgeward_models.quantise_files import write_report
+from edgeward_models.quantise_files import check_place, write_report
 from edgeward_models.quantise_report import QuantiseReport
 from edgeward_models.quantiser import quantisable
 from edgeward_models.samples import Feeds, Samples, open_samples
@@ -97,6 +97,7 @@ def quantise_model(request: QuantiseRequest, out: Path, progress: Progress = sil
         _check_model(inspection.facts)
         known = inspection.guess.complete(without=("labels",))
         _check_place(inspection.facts, out / f"{known.name}.onnx")
+        check_place(known.name, [target.name for target in targets], out)
         samples = open_samples(known.contract, request.samples or known.samples, seed=request.seed)
         progress("reading", 1, 1)
         key = _key(request, inspection, samples)

@@ -5,7 +5,9 @@
     OUT/report.json, OUT/report.md, OUT/pareto.svg   always
 
 Invariants: what an earlier run wrote and this one does not offer is gone afterwards, and nothing that
-somebody else wrote is touched; every file is whole or not there; the sidecar reads back as a sidecar.
+somebody else wrote or changed is touched: what lies in the way is refused before the search. What is written
+is noted first (OUT/.work/written.json), so that a run that was killed here knows its own files again. Every
+file is whole or not there; the sidecar reads back as a sidecar.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +30,26 @@ from edgeward_wire.errors import Rejected, Unavailable
 from edgeward_wire.manifest import TargetHints
 
 _MAX_REPORT_BYTES = 64 << 20
+_REPORT = "report.json"
+_BESIDE = ("report.md", "pareto.svg")
+
+
+def check_place(name: str, targets: Sequence[str], out: Path) -> None:
+    """Raises Rejected where something that is not an earlier run's own work would be written over."""
+    known = _own(out)
+    mine = _last_report(out) is not None
+    further = [f"{name}-{target}.onnx" for target in targets] if len(targets) > 1 else []
+    for file in (f"{name}.onnx", f"{name}.toml", "labels.txt", *further, _REPORT, *_BESIDE):
+        path = out / file
+        if not path.exists() and not path.is_symlink():
+            continue
+        if mine and (file == _REPORT or (file in _BESIDE and file not in known)):
+            continue
+        if not path.is_file() or file_digest(path) not in known.get(file, ()):
+            raise Rejected(
+                f"{path} is not what an earlier run left there, and would be written over.",
+                "Move it away, or give another --out.",
+            )
 
 
 def write_report(report: QuantiseReport, source: Inspection, samples: Path | None, out: Path) -> None:
@@ -35,7 +58,7 @@ def write_report(report: QuantiseReport, source: Inspection, samples: Path | Non
         _forget(out)
         offered = _offer(report, source, samples, out) if report.targets[0].offered is not None else {}
         plain = {**report.plain(), "files": {path.name: file_digest(path) for path in offered.values()}}
-        _write(out / "report.json", json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        _write(out / _REPORT, json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         _write(out / "report.md", markdown(report))
         _write(out / "pareto.svg", plot(report))
     except OSError as error:
@@ -43,18 +66,50 @@ def write_report(report: QuantiseReport, source: Inspection, samples: Path | Non
 
 
 def _forget(out: Path) -> None:
-    """Delete what the last report offered, as long as it is still what was written then."""
-    try:
-        raw = (out / "report.json").read_bytes()[:_MAX_REPORT_BYTES]
-        report = json.loads(raw)
-        files = report["files"] if report["schema"] == SCHEMA else {}
-        known = {str(name): str(digest) for name, digest in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return
-    for name, digest in known.items():
+    """Delete what earlier runs offered, as long as it is still what was written then."""
+    for name, digests in _own(out).items():
         path = out / Path(name).name
-        if path.is_file() and file_digest(path) == digest:
+        if name not in (_REPORT, *_BESIDE) and path.is_file() and file_digest(path) in digests:
             path.unlink()
+
+
+def _own(out: Path) -> dict[str, set[str]]:
+    """What earlier runs wrote: name -> digests."""
+    found: dict[str, set[str]] = {}
+    for files in (_last_report(out), _read_names(_ledger(out))):
+        for name, digests in (files or {}).items():
+            found.setdefault(name, set()).update(digests)
+    return found
+
+
+def _last_report(out: Path) -> dict[str, list[str]] | None:
+    """The files that the report in OUT speaks of; None without one of ours."""
+    return _read_names(out / _REPORT)
+
+
+def _read_names(path: Path) -> dict[str, list[str]] | None:
+    try:
+        report = json.loads(path.read_bytes()[:_MAX_REPORT_BYTES])
+        if report["schema"] != SCHEMA:
+            return None
+        return {str(name): str(digests).split() for name, digests in report["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _ledger(out: Path) -> Path:
+    return out / ".work" / "written.json"
+
+
+def _note(path: Path, content: Path) -> None:
+    """Say that `path` is about to become what `content` is; until then it is what it was."""
+    ledger = _ledger(path.parent)
+    known = _read_names(ledger) or {}
+    known[path.name] = [file_digest(content), *known.get(path.name, [])[:1]]
+    files = {name: " ".join(digests) for name, digests in known.items()}
+    beside = ledger.with_name(f".{ledger.name}.new")
+    beside.write_text(json.dumps({"schema": SCHEMA, "files": files}, indent=1) + "\n", encoding="utf-8")
+    os.replace(beside, ledger)
 
 
 def _offer(report: QuantiseReport, source: Inspection, samples: Path | None, out: Path) -> dict[str, Path]:
@@ -109,6 +164,7 @@ def _copied(source: Path, path: Path) -> Path:
     if not (path.exists() and path.samefile(source)):
         beside = path.with_name(f".{path.name}.new")
         shutil.copyfile(source, beside)
+        _note(path, beside)
         os.replace(beside, path)
     return path
 
@@ -116,6 +172,7 @@ def _copied(source: Path, path: Path) -> Path:
 def _write(path: Path, text: str) -> None:
     beside = path.with_name(f".{path.name}.new")
     beside.write_text(text, encoding="utf-8")
+    _note(path, beside)
     os.replace(beside, path)
 
 

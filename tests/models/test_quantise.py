@@ -14,11 +14,13 @@ import onnx
 import pytest
 from onnx import helper
 
+from edgeward_models import quantise_files
 from edgeward_models.bundle import BundleRequest, make_bundle
 from edgeward_models.graph import read_facts
 from edgeward_models.hunt import BUDGET_ENDED
 from edgeward_models.inspect import inspect_model
 from edgeward_models.quantise import QuantiseRequest, aim_of, gate_of, quantise_model
+from edgeward_models.quantise_files import check_place
 from edgeward_models.quantise_report import QuantiseReport
 from edgeward_models.schemes import TARGETS
 from edgeward_models.search import Gate
@@ -59,8 +61,9 @@ class Run:
 
 
 def made_in(out: Path) -> dict[str, int]:
-    """File of the workspace -> when it was made."""
-    return {path.name: path.stat().st_mtime_ns for path in (out / ".work").iterdir() if path.is_file()}
+    """File of the workspace -> when it was made; but for the note of what lies outside of it."""
+    steps = [path for path in (out / ".work").iterdir() if path.is_file() and path.name != "written.json"]
+    return {path.name: path.stat().st_mtime_ns for path in steps}
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +230,46 @@ def test_the_model_itself_is_never_written_over(tmp_path: Path) -> None:
     before = model.read_bytes()
     assert "the model itself" in rejected(model, tmp_path).what
     assert model.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "name", ["net.onnx", "net.toml", "labels.txt", "report.json", "report.md", "pareto.svg", "net-cuda.onnx"]
+)
+def test_what_somebody_else_wrote_is_neither_written_over_nor_deleted(name: str, tmp_path: Path) -> None:
+    model = search_models.beside(search_models.heavy(tmp_path / "net.onnx"))
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("mine")
+    error = rejected(model, out, targets=(HERE, "cuda"))
+    assert str(out / name) in error.what
+    assert "would be written over" in error.what
+    assert (out / name).read_text() == "mine"
+    assert [path.name for path in out.iterdir() if path.name != ".work"] == [name]
+
+
+def test_a_model_s_own_sidecar_and_labels_in_the_way_are_kept(tmp_path: Path) -> None:
+    """`quantise ow/float.onnx --sidecar ow/net.toml --out ow`, as somebody did."""
+    model = search_models.beside(search_models.heavy(tmp_path / "net.onnx"))
+    floating = model.rename(tmp_path / "float.onnx")
+    sidecar = tmp_path / "net.toml"
+    sidecar.write_text(f'name = "net"\n{sidecar.read_text()}')
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    assert "net.toml" in rejected(floating, tmp_path, sidecar=sidecar).what
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_what_an_earlier_run_wrote_is_its_own_until_somebody_changes_it(tmp_path: Path) -> None:
+    place = tmp_path / "out"
+    (place / ".work").mkdir(parents=True)
+    quantise_files._write(place / "net.toml", "sidecar")  # and there it was killed
+    check_place("net", ["x86-64"], place)
+    quantise_files._write(place / "report.json", '{"schema": "edgeward.quantise/1", "files": {}}')
+    check_place("net", ["x86-64"], place)
+    (place / "net.toml").write_text("sidecar, with a note")
+    with pytest.raises(Rejected, match=r"net\.toml is not what an earlier run left"):
+        check_place("net", ["x86-64"], place)
+    quantise_files._forget(place)
+    assert (place / "net.toml").read_text() == "sidecar, with a note"
 
 
 def test_outputs_that_are_not_finite_are_refused(tmp_path: Path) -> None:
