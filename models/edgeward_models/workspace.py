@@ -44,8 +44,23 @@ class Workspace:
         values that JSON knows. Raises what `make` raises; Unavailable when the disk refuses.
         """
         path = self.directory / _file_name(name, key)
-        if _whole(path):
-            return path
+        return path if _whole(path) else self._made(path, make)
+
+    def json(self, name: str, key: Mapping[str, object], make: Callable[[], object]) -> Any:
+        """What `make()` returns, made once for this key, as JSON reads it back (tuples become lists)."""
+        path = self.file(f"{name}.json", key, lambda path: _dump(path, make()))
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def so_far(self, name: str, key: Mapping[str, object]) -> Any:
+        """What was kept of work that goes on from run to run; None when it was not begun."""
+        path = self.directory / _file_name(f"{name}.json", key)
+        return json.loads(path.read_text(encoding="utf-8")) if _whole(path) else None
+
+    def keep(self, name: str, key: Mapping[str, object], value: object) -> None:
+        """Keep how far such work got, in place of what was kept before. Raises Unavailable."""
+        self._made(self.directory / _file_name(f"{name}.json", key), lambda path: _dump(path, value))
+
+    def _made(self, path: Path, make: Callable[[Path], None]) -> Path:
         try:
             with tempfile.TemporaryDirectory(dir=self.directory, prefix=".making-") as scratch:
                 made = Path(scratch) / path.name
@@ -57,13 +72,9 @@ class Workspace:
             raise Unavailable(f"{path} cannot be written: {error.strerror}.", "Is the disk full?") from error
         return path
 
-    def json(self, name: str, key: Mapping[str, object], make: Callable[[], object]) -> Any:
-        """What `make()` returns, made once for this key, as JSON reads it back (tuples become lists)."""
 
-        def write(path: Path) -> None:
-            path.write_text(json.dumps(make(), sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
-
-        return json.loads(self.file(f"{name}.json", key, write).read_text(encoding="utf-8"))
+def _dump(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def digest_of(key: Mapping[str, object]) -> str:

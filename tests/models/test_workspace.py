@@ -87,6 +87,15 @@ def test_json_comes_back_as_it_went(tmp_path: Path) -> None:
     assert len(calls) == 1
 
 
+def test_work_that_goes_on_is_kept_as_far_as_it_got(tmp_path: Path) -> None:
+    space = Workspace(tmp_path)
+    assert space.so_far("layers", {"a": 1}) is None
+    space.keep("layers", {"a": 1}, {"b": 1.0})
+    space.keep("layers", {"a": 1}, {"b": 1.0, "c": 2.0})
+    assert space.so_far("layers", {"a": 1}) == {"b": 1.0, "c": 2.0}
+    assert space.so_far("layers", {"a": 2}) is None
+
+
 def test_a_directory_that_cannot_be_made_is_the_worlds_fault(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(Unavailable):
