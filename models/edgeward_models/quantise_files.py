@@ -24,6 +24,7 @@ from edgeward_models.graph import read_facts
 from edgeward_models.inspect import Inspection, sidecar_text
 from edgeward_models.quantise_report import SCHEMA, QuantiseReport, markdown, plot
 from edgeward_models.schemes import TARGETS
+from edgeward_models.search import TOP1
 from edgeward_models.variants import Further
 from edgeward_models.workspace import file_digest
 from edgeward_wire.errors import Rejected, Unavailable
@@ -56,7 +57,8 @@ def write_report(report: QuantiseReport, source: Inspection, samples: Path | Non
     """Write everything; `source` is the float model's inspection. Raises Unavailable, Rejected."""
     try:
         _forget(out)
-        offered = _offer(report, source, samples, out) if report.targets[0].offered is not None else {}
+        main = report.main
+        offered = _offer(report, main, source, samples, out) if main is not None else {}
         plain = {**report.plain(), "files": {path.name: file_digest(path) for path in offered.values()}}
         _write(out / _REPORT, json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         _write(out / "report.md", markdown(report))
@@ -112,28 +114,29 @@ def _note(path: Path, content: Path) -> None:
     os.replace(beside, ledger)
 
 
-def _offer(report: QuantiseReport, source: Inspection, samples: Path | None, out: Path) -> dict[str, Path]:
+def _offer(
+    report: QuantiseReport, main: TargetReport, source: Inspection, samples: Path | None, out: Path
+) -> dict[str, Path]:
     """Copy what is offered, and write the sidecar; returns what was written."""
     several = len(report.targets) > 1
-    main = report.targets[0]
     model = _placed(main, out, report)
     written = {"model": model}
     further = []
-    for target in report.targets[1:]:
-        if target.offered is None:
+    for target in report.targets:
+        if target.offered is None or target is main:
             continue
         path = _placed(target, out, report)
         written[target.target] = path
-        facts = read_facts(path)
-        accuracy = _accuracy(target)
-        further.append(Further(target.target, path, facts.precision, TARGETS[target.target].hints, accuracy))
+        hints = TARGETS[target.target].hints
+        precision = read_facts(path).precision
+        further.append(Further(target.target, path, precision, hints, _accuracy(target)))
     known = source.guess
     if known.labels is not None:
         written["labels"] = _copied(known.labels, out / "labels.txt")
-    hints = TARGETS[main.target].hints
+    facts, hints = read_facts(model), TARGETS[main.target].hints
     guess = replace(
         known,
-        precision="int8",
+        precision=facts.precision,
         labels=written.get("labels"),
         samples=samples.absolute() if samples is not None else None,
         float_reason=None,
@@ -143,7 +146,7 @@ def _offer(report: QuantiseReport, source: Inspection, samples: Path | None, out
         targets=hints if several or hints.isa else TargetHints(),
         notes=(),
     )
-    inspection = Inspection(read_facts(model), guess, model, tuple(further))
+    inspection = Inspection(facts, guess, model, tuple(further))
     written["sidecar"] = out / f"{report.name}.toml"
     _write(written["sidecar"], sidecar_text(inspection))
     return written
@@ -177,4 +180,5 @@ def _write(path: Path, text: str) -> None:
 
 
 def _accuracy(target: TargetReport) -> dict[str, float]:
-    return target.final.accuracy() if target.final is not None else {}
+    name = "top1_agreement_fp32" if target.gate.answers == TOP1 else "agreement_fp32"
+    return target.final.accuracy(name) if target.final is not None else {}

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +16,18 @@ import pytest
 from onnx import helper
 
 from edgeward_models import quantise_files
+from edgeward_models.answers import Detections
 from edgeward_models.bundle import BundleRequest, make_bundle
 from edgeward_models.findings import Candidate
 from edgeward_models.graph import read_facts
 from edgeward_models.inspect import inspect_model
-from edgeward_models.quantise import QuantiseRequest, aim_of, gate_of, quantise_model
+from edgeward_models.quantise import QuantiseRequest, aim_of, boxes_of, gate_of, quantise_model
 from edgeward_models.quantise_files import check_place
 from edgeward_models.quantise_report import QuantiseReport
 from edgeward_models.schemes import TARGETS
 from edgeward_models.search import Gate
 from edgeward_runtime import resources
+from edgeward_runtime.tasks.detection import Settings
 from edgeward_wire.contract import Contract, InputPort, OutputPort, Task
 from edgeward_wire.errors import EdgewardError, Rejected
 from models import search_models
@@ -35,6 +38,7 @@ HERE = next(name for name, target in TARGETS.items() if target.arch == resources
 ELSEWHERE = next(name for name, target in TARGETS.items() if target.arch not in ("", resources.machine()))
 HALF_A_CORE = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 from edgeward_models.quantise import QuantiseRequest, quantise_model
 say = lambda what, done, total: print(what, flush=True)
@@ -202,6 +206,16 @@ def test_where_int8_does_not_pay_it_says_so_and_takes_back_what_was_offered(tmp_
     }
 
 
+def test_what_is_offered_for_a_further_target_stands_where_the_first_has_nothing(tmp_path: Path) -> None:
+    model = search_models.beside(search_models.heavy(tmp_path / "net.onnx"))
+    report = Run(model, tmp_path / "out", budget_s=1.0, min_sqnr_db=150.0, targets=(HERE, "cuda")).report
+    assert [report.file(one) for one in report.targets] == [None, "net.onnx"]
+    assert report.exit_code == 1
+    assert read_facts(tmp_path / "out" / "net.onnx").precision == "fp16"
+    inspection = inspect_model(tmp_path / "out" / "net.onnx", scratch=tmp_path)
+    assert inspection.guess.complete().targets == TARGETS["cuda"].hints
+
+
 def test_a_gate_that_nothing_reaches_names_the_best_and_what_it_lacks(tmp_path: Path) -> None:
     model = search_models.beside(search_models.heavy(tmp_path / "net.onnx"))
     report = Run(model, tmp_path / "out", budget_s=1.0, min_sqnr_db=150.0).report
@@ -339,6 +353,8 @@ def contract(task: Task) -> Contract:
         ("classification", {"max_drop": 0.25}, {}, Gate(agreement=0.75)),
         ("classification", {"min_agreement": 0.8, "min_sqnr_db": 9.0}, {}, Gate(0.8, 9.0)),
         ("tensor", {"min_sqnr_db": 9.0}, {}, Gate(sqnr_db=9.0)),
+        ("vad", {}, {}, Gate(sqnr_db=15.0)),
+        ("vad", {"min_agreement": 0.9}, {}, Gate(0.9)),
     ],
 )
 def test_gates(task: Task, how: dict[str, float], metadata: dict[str, str], expected: Gate) -> None:
@@ -346,6 +362,35 @@ def test_gates(task: Task, how: dict[str, float], metadata: dict[str, str], expe
     gate, why = gate_of(request, contract(task), metadata)
     assert gate == expected
     assert why
+
+
+def test_a_detector_s_boxes_may_be_a_gate() -> None:
+    port = OutputPort(name="y", dtype="float32", shape=(1, 7, 50))
+    known = contract("detection").model_copy(update={"outputs": (port,)})
+    boxes = Detections(known, 3, None, Settings(0.25))
+    gate, _ = gate_of(QuantiseRequest(Path("m.onnx"), max_drop=0.25), known, {}, boxes)
+    assert gate == Gate(agreement=0.75, answers="boxes found by both")
+    with pytest.raises(Rejected, match="no first answers"):
+        gate_of(QuantiseRequest(Path("m.onnx"), max_drop=0.25), known, {})
+
+
+@pytest.mark.parametrize(
+    ("about", "labels", "known"),
+    [("", 3, True), ("trained", None, True), ("X, random weights (seed 0)", 3, False), ("", 5, False)],
+)
+def test_boxes_are_read_where_that_means_something(
+    about: str, labels: int | None, known: bool, tmp_path: Path
+) -> None:
+    """Random weights find nothing: there the output counts as a whole."""
+    node = helper.make_node("Relu", ["x"], ["y"])
+    made = model_of([node], {"x": [1, 7, 50]}, {"y": [1, 7, 50]}, {})
+    helper.set_model_props(made, {"about": about})
+    path = save(tmp_path / "d.onnx", made)
+    found = inspect_model(path, None, {"task": "detection", "name": "d"}, scratch=tmp_path)
+    if labels is not None:
+        (tmp_path / "labels.txt").write_text("\n".join(f"c{k}" for k in range(labels)))
+        found = replace(found, guess=replace(found.guess, labels=tmp_path / "labels.txt"))
+    assert (boxes_of(found) is not None) == known
 
 
 def test_agreement_means_nothing_without_classes() -> None:
