@@ -94,7 +94,7 @@ def quantise_model(request: QuantiseRequest, out: Path, progress: Progress = sil
     began = time.monotonic()
     targets = _targets(request)
     work = Workspace(out / ".work")
-    with tempfile.TemporaryDirectory(prefix="edgeward-quantise-") as scratch:
+    with work.alone(), tempfile.TemporaryDirectory(prefix="edgeward-quantise-") as scratch:
         source = open_source(request, work, Path(scratch), progress)
         inspection, known, samples = source.inspection, source.inspection.guess, source.samples
         _check_place(inspection.facts, out / f"{known.name}.onnx")

@@ -7,13 +7,15 @@ full, a file that somebody truncated) is met by a length and a digest beside the
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +27,35 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
 class Workspace:
-    """A directory of finished steps. One process at a time writes into it; readers need no lock."""
+    """A directory of finished steps. Who writes into it holds it (`alone`); readers need no lock."""
 
     def __init__(self, directory: Path) -> None:
         """Make the directory. Raises Unavailable when that is not possible."""
         self.directory = directory
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            for leftover in directory.glob(".making-*"):  # of a run that was killed
-                shutil.rmtree(leftover, ignore_errors=True)
         except OSError as error:
             raise Unavailable(f"{directory} cannot be made: {error.strerror}.") from error
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the directory, and sweep away what a run that was killed left in the making.
+
+        The lock is the kernel's: it ends with the process. Raises Rejected while another one holds it.
+        """
+        held = os.open(self.directory, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Rejected(
+                    f"Another quantise is at work in {self.directory.parent}.", "Wait, or give another --out."
+                ) from None
+            for leftover in self.directory.glob(".making-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            yield
+        finally:
+            os.close(held)
 
     def file(self, name: str, key: Mapping[str, object], make: Callable[[Path], None]) -> Path:
         """The file that `make(path)` writes, made once for this key.

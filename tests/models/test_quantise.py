@@ -26,6 +26,7 @@ from edgeward_models.quantise_files import check_place
 from edgeward_models.quantise_report import QuantiseReport
 from edgeward_models.schemes import TARGETS
 from edgeward_models.search import Gate
+from edgeward_models.workspace import Workspace
 from edgeward_runtime import resources
 from edgeward_runtime.tasks.detection import Settings
 from edgeward_wire.contract import Contract, InputPort, OutputPort, Task
@@ -325,6 +326,12 @@ def test_samples_of_another_shape_are_refused_by_name(tmp_path: Path) -> None:
     np.savez(tmp_path / "rows.npz", image=np.zeros((8, 3, 16, 16), np.float32))
     error = rejected(model, tmp_path / "out", samples=tmp_path / "rows.npz")
     assert "(8, 3, 16, 16)" in error.what
+
+
+def test_two_runs_into_one_place_are_one_too_many(tmp_path: Path) -> None:
+    model = search_models.beside(search_models.heavy(tmp_path / "net.onnx"))
+    with Workspace(tmp_path / "out" / ".work").alone():
+        assert "Another quantise is at work" in rejected(model, tmp_path / "out").what
 
 
 def test_a_directory_that_cannot_be_made_is_unavailable(tmp_path: Path) -> None:
