@@ -233,7 +233,7 @@ def open_source(request: QuantiseRequest, work: Workspace, scratch: Path, progre
     progress("reading", 0, 1)
     inspection = inspect_model(request.model, request.sidecar, request.flags, scratch=scratch)
     _check_model(inspection.facts)
-    known = inspection.guess.complete(without=("labels",))
+    known = inspection.guess.complete(without=("labels", "samples") if request.samples else ("labels",))
     samples = open_samples(known.contract, request.samples or known.samples, seed=request.seed)
     progress("reading", 1, 1)
     key = _key(request, inspection, samples)

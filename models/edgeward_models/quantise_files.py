@@ -138,13 +138,14 @@ def _offer(
         known,
         precision=facts.precision,
         labels=written.get("labels"),
-        samples=samples.absolute() if samples is not None else None,
+        samples=samples,
         float_reason=None,
         accuracy=_accuracy(main),
         report=out / "report.json",
         # A lone file may be tried anywhere: the device's probe decides, as ever.
         targets=hints if several or hints.isa else TargetHints(),
         notes=(),
+        missing=tuple(one for one in known.missing if one.key != "samples"),
     )
     inspection = Inspection(facts, guess, model, tuple(further))
     written["sidecar"] = out / f"{report.name}.toml"

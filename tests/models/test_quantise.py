@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -117,6 +118,25 @@ def test_the_files_can_be_deployed(run: Run, tmp_path: Path) -> None:
     assert bundle.manifest.variants["cuda"].precision == "fp16"
     assert bundle.manifest.variants["cuda"].targets == TARGETS["cuda"].hints
     assert bundle.manifest.variants["int8"].targets == TARGETS[HERE].hints
+
+
+def test_the_sidecar_names_the_samples_from_where_it_lies(run: Run, tmp_path: Path) -> None:
+    assert 'samples = "../pictures"' in (run.out / "net.toml").read_text()
+    moved = tmp_path / "deep" / "out"
+    shutil.copytree(run.out, moved, ignore=lambda *_: [".work"])
+    assert [one.key for one in inspect_model(moved / "net.onnx", scratch=tmp_path).guess.missing] == [
+        "samples"
+    ]
+
+
+def test_samples_that_are_given_need_not_be_in_the_sidecar(tmp_path: Path) -> None:
+    model = search_models.beside(search_models.heavy(tmp_path / "net.onnx"))
+    pictures = (tmp_path / "pictures").rename(tmp_path / "elsewhere")
+    assert "are not there" in rejected(model, tmp_path / "out").what
+    Run(model, tmp_path / "out", budget_s=1.0, samples=pictures)
+    text = (tmp_path / "out" / "net.toml").read_text()
+    assert 'samples = "../elsewhere"' in text
+    assert "MISSING" not in text
 
 
 def test_what_this_machine_cannot_measure_says_so(run: Run) -> None:
