@@ -22,6 +22,7 @@ from edgeward_wire import __version__
 SCHEMA = "edgeward.quantise/1"
 DONE, NOT_OFFERED = 0, 1
 _FEW = 4
+WEAK = "Weak evidence: calibrated and judged on noise, nothing is known of real inputs. Give --samples."
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,14 @@ def _accuracy(target: TargetReport, final: Final) -> str:
     return f"{text} on {final.samples} test samples"
 
 
+def in_float(target: TargetReport) -> str:
+    """The operators that do not run on integers on this target; empty where none was meant to."""
+    meant = any(one.measured.scheme.method != "fp16" for one in target.candidates)
+    if not meant or not target.unsupported:
+        return ""
+    return f"In float on this target: {', '.join(target.unsupported)}."
+
+
 def advice(report: QuantiseReport) -> str:
     """The next step where something is not offered."""
     failed = [one for one in report.targets if one.offered is None]
@@ -219,7 +228,7 @@ def markdown(report: QuantiseReport) -> str:
     text = [f"# {report.name}: float to INT8", "", *(f"- {line}" for line in report.conclusion.splitlines())]
     if next_step := advice(report):
         text.append(f"- {next_step}")
-    weak = " (weak evidence: nothing was known of real inputs)" if report.evidence == "weak" else ""
+    weak = " (weak evidence: nothing is known of real inputs)" if report.evidence == "weak" else ""
     counts = report.effort
     text += [
         "",
@@ -237,8 +246,8 @@ def markdown(report: QuantiseReport) -> str:
     for target in report.targets:
         text += ["", f"## {target.target}", "", f"Gate: {target.gate.says()} ({target.why})."]
         text += target.notes
-        if target.unsupported:
-            text.append(f"In float on this target: {', '.join(target.unsupported)}.")
+        if line := in_float(target):
+            text.append(line)
         text += ["", *_markdown_table(COLUMNS, rows(target))]
         offered = target.offered
         if offered is not None and offered.measured.scheme.keep_float:

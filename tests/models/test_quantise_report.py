@@ -18,6 +18,7 @@ from edgeward_models.quantise_report import (
     brief,
     conclude,
     decibels,
+    in_float,
     markdown,
     plot,
     rows,
@@ -191,6 +192,14 @@ def test_markdown_tells_samples_machine_gate_and_candidates(report: QuantiseRepo
     assert "| u8 x pair, minmax |" in text
     assert "(as asked for)" in text
     assert plot(report).count("<title>") == 1
+
+
+def test_operators_in_float_are_named_where_integers_were_meant() -> None:
+    found = replace(target(CHOSEN), unsupported=("Erf", "Softmax"))
+    assert in_float(found) == "In float on this target: Erf, Softmax."
+    assert in_float(target(CHOSEN)) == ""
+    half = replace(CHOSEN, measured=replace(CHOSEN.measured, scheme=Scheme("fp16")))
+    assert in_float(replace(target(half), unsupported=("Conv", "Gemm"))) == ""
 
 
 def test_decibels_for_people() -> None:
