@@ -281,7 +281,7 @@ def table(rows: Sequence[Sequence[str]], right: frozenset[int] = frozenset()) ->
 
 def run(arguments: argparse.Namespace) -> int:
     """Exit code 0 at the end of the source, after --frames, or on Ctrl-C."""
-    known = _guess(arguments).complete()
+    known = _guess(arguments).complete(without=("samples",))
     from edgeward_runtime.engine import Recipe, check_supported
     from edgeward_runtime.feeds import feedable
     from edgeward_runtime.labels import read_labels

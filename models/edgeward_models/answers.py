@@ -7,7 +7,7 @@ Invariant: agreement is 0..1 for each sample, and means the same in every report
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -54,6 +54,14 @@ def reading(contract: Contract, classes: int | None, kind: Kind | None, *, label
     return Pixels(contract) if contract.task == "segmentation" else Tensors(contract)
 
 
+def first_class(port: OutputPort, raw: Array) -> int:
+    """The class that scores say; a single number is the score of the second of two."""
+    row = np.asarray(raw).reshape(-1)
+    if row.size != 1:
+        return int(row.argmax())
+    return int(row[0] > (0.0 if port.activation == "sigmoid" else 0.5))
+
+
 class Classes:
     """One row of scores. A single number is the score of the second of two classes."""
 
@@ -96,10 +104,35 @@ class Detections:
         self._kind: Kind | None = kind or found[0].boxes
         self._image = contract.source.image
 
+    @property
+    def key(self) -> str:
+        """What its answers depend on besides the contract and the output."""
+        return f"{self._classes} {self._kind} {self._how}"
+
+    def kind(self, shape: Sequence[int]) -> Kind:
+        """What an output of this shape holds. Raises Rejected where that is not known."""
+        return kind_of(shape, self._classes, self._kind)
+
+    def found(self, outputs: Outputs) -> Boxes:
+        """On the model's input, best first, at most 300."""
+        raw = outputs[self._port.name]
+        return detect(raw, self.kind(raw.shape), self._how)
+
+    def cut(self, name: str, value: Array) -> list[Array]:
+        """An output in parts that are compared apart: boxes of hundreds of pixels would hide scores in 0..1.
+
+        The class numbers of an end-to-end output are left out: no distance lies between two of them.
+        """
+        if name != self._port.name:
+            return [value]
+        kind = self.kind(value.shape)
+        if kind == "yolov8":
+            return [value[:, :4], value[:, 4:]]
+        return [value[..., :4], value[..., 4:5] if kind == "end-to-end" else value[..., 4:]]
+
     def read(self, outputs: Outputs, sample: Sample) -> Boxes:
         """Best first, at most 300."""
-        raw = outputs[self._port.name]
-        boxes = detect(raw, kind_of(raw.shape, self._classes, self._kind), self._how)
+        boxes = self.found(outputs)
         if sample.size is None or self._image is None:
             return boxes
         return to_frame(boxes, self._image, *sample.size)

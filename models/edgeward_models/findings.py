@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,14 +76,27 @@ class Final:
     agreement: float | None
     agreement_interval: Interval | None
 
-    def accuracy(self) -> dict[str, float]:
+    @classmethod
+    def of(cls, judged: Judged) -> Final:
+        """What a trial on the test samples says."""
+        sqnr, agreement = judged.sqnr(), judged.agreement()
+        value, interval = sqnr if sqnr is not None else (-math.inf, Interval(-math.inf, -math.inf))
+        figure, around = agreement if agreement is not None else (None, None)
+        return cls(len(judged.energies), value, interval, figure, around)
+
+    @property
+    def measured(self) -> Measured:
+        """As a gate takes it."""
+        return Measured(Scheme("static"), self.sqnr_db, self.agreement)
+
+    def accuracy(self, agreement: str = "top1_agreement_fp32") -> dict[str, float]:
         """As a sidecar's [accuracy]: figures only, what is infinite is left out."""
         found: dict[str, float] = {}
         if self.agreement is not None and self.agreement_interval is not None:
             low, high = self.agreement_interval
-            found["top1_agreement_fp32"] = round(self.agreement, 4)
-            found["top1_agreement_fp32_low"] = round(low, 4)
-            found["top1_agreement_fp32_high"] = round(high, 4)
+            found[agreement] = round(self.agreement, 4)
+            found[f"{agreement}_low"] = round(low, 4)
+            found[f"{agreement}_high"] = round(high, 4)
         if abs(self.sqnr_db) < 1000:
             found["sqnr_db"] = round(self.sqnr_db, 2)
         return {**found, "samples": float(self.samples)}

@@ -6,6 +6,7 @@ without it would have inferred, and comments stand where something is missing or
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -188,11 +189,8 @@ def _hints(targets: TargetHints) -> dict[str, Any]:
 
 
 def _relative(path: Path, model: Path) -> str:
-    """Relative to the sidecar, which lies beside the model; absolute when it is elsewhere."""
-    try:
-        return str(path.resolve().relative_to(model.resolve().parent))
-    except ValueError:
-        return str(path.resolve())
+    """Relative to the sidecar, which lies beside the model: both may move together, and no home is named."""
+    return os.path.relpath(path.resolve(), model.resolve().parent)
 
 
 def _shape(shape: tuple[int | str, ...]) -> str:

@@ -10,7 +10,7 @@ import contextlib
 import math
 import platform
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -164,8 +164,3 @@ def _read(path: Path) -> str:
 
 def _plural(count: int, word: str) -> str:
     return f"{count} {word}{'' if count == 1 else 's'}"
-
-
-def isa_of(features: Sequence[str]) -> tuple[str, ...]:
-    """Of a device's reported features, those that decide, in our order."""
-    return tuple(name for name in _ISA if name in set(features))

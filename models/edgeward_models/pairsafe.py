@@ -25,6 +25,7 @@ import onnx
 from onnx import numpy_helper
 
 from edgeward_models.shield import requantised
+from edgeward_models.unfold import unfold
 
 LARGEST_ACTIVATION = 255
 LIMIT = 32767
@@ -86,26 +87,28 @@ def worst_pairs(quantised: Path) -> list[PairBound]:
 
     Float weights that ONNX Runtime quantises when it loads the file (shield.py) count as what they become.
     """
-    model = onnx.load(str(quantised))
-    reader = _Reader(model)
+    model = unfold(onnx.load(str(quantised)))
+    reader = Reader(model)
     return [bound for node in model.graph.node if (bound := reader.bound(node)) is not None]
 
 
 # Operator -> (position of the data, of the weights).
 _INTEGER: dict[str, tuple[int, int]] = {
-    "QLinearConv": (0, 3),
-    "ConvInteger": (0, 1),
+    "QLinearConv": (0, 3),  # these three where they could not be unfolded
     "QLinearMatMul": (0, 3),
+    "QGemm": (0, 3),
+    "ConvInteger": (0, 1),
     "MatMulInteger": (0, 1),
     "MatMulIntegerToFloat": (0, 1),
     "DynamicQuantizeMatMul": (0, 1),
-    "QGemm": (0, 3),
 }
 _QDQ: dict[str, tuple[int, int]] = {"Conv": (0, 1), "Gemm": (0, 1), "MatMul": (0, 1)}
 _SAME_CODES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity")
 
 
-class _Reader:
+class Reader:
+    """The products of an unfolded graph: their weights as stored, and whether a kernel pairs them."""
+
     def __init__(self, model: onnx.ModelProto) -> None:
         self.constants = {t.name: t for t in model.graph.initializer}
         self.producers = {name: node for node in model.graph.node for name in node.output}
@@ -114,11 +117,12 @@ class _Reader:
     def bound(self, node: onnx.NodeProto) -> PairBound | None:
         if node.op_type == "DynamicQuantizeLSTM":
             return self._recurrent(node)
-        weights = self._weights(node)
+        """What a node's sums can become; None: it is no product with constant weights in codes."""
+        weights = self.weights(node)
         if weights is None:
             return None
-        if weights.dtype != np.int8 or self._signed(node):
-            return PairBound(node.name, node.op_type, 0)  # other kernels, which widen first
+        if not self.paired(node, weights):
+            return PairBound(node.name, node.op_type, 0)
         groups = _attribute(node, "group", 1)
         if "Conv" in node.op_type:
             if groups > 1 and weights.shape[1] == 1 and weights.shape[0] == groups:
@@ -136,7 +140,11 @@ class _Reader:
         worst = max((_worst(m.T) for a in arrays if a.dtype == np.int8 for m in a), default=0)
         return PairBound(node.name, node.op_type, worst)
 
-    def _weights(self, node: onnx.NodeProto) -> Weights | None:
+    def paired(self, node: onnx.NodeProto, weights: Weights) -> bool:
+        """Whether a kernel adds its products by pairs: u8 activations and s8 weights; others widen first."""
+        return weights.dtype == np.int8 and not self._signed(node)
+
+    def weights(self, node: onnx.NodeProto) -> Weights | None:
         """The node's constant weights as stored, or None."""
         if node.op_type in _INTEGER:
             tensor = self.constants.get(node.input[_INTEGER[node.op_type][1]])

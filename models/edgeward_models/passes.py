@@ -6,9 +6,12 @@ an output that is not finite never leaves this module.
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from edgeward_models.answers import Outputs, Reading
+import numpy as np
+import numpy.typing as npt
+
+from edgeward_models.answers import Detections, Outputs, Reading
 from edgeward_models.evaluation import Row
 from edgeward_models.items import Sample
 from edgeward_models.metrics import Figure, average
@@ -18,6 +21,8 @@ from edgeward_runtime.ports import constants, initial_states, next_states
 from edgeward_runtime.sessions import RunFailed, Session
 from edgeward_wire.contract import Contract
 from edgeward_wire.errors import Rejected
+
+Array = npt.NDArray[Any]
 
 
 class Runner:
@@ -89,8 +94,19 @@ class Pass:
                     f" and {theirs[name].shape} in the float file.",
                     "Are they the same model?",
                 )
-        self._energies.append([energies(theirs[name], mine[name]) for name in self._compared])
+        self._energies.append([energies(a, b) for a, b in self._pieces(theirs, mine)])
         self._agreement.append(self._how.agree(reference, answer))
+
+    def _pieces(self, theirs: Outputs, mine: Outputs) -> list[tuple[Array, Array]]:
+        """The float file's outputs and these; a detector's boxes and scores apart."""
+        if not isinstance(self._how, Detections):
+            return [(theirs[name], mine[name]) for name in self._compared]
+        cut = self._how.cut
+        return [
+            piece
+            for name in self._compared
+            for piece in zip(cut(name, theirs[name]), cut(name, mine[name]), strict=True)
+        ]
 
     def rows(self, seed: int) -> list[Row]:
         """Agreement and SQNR."""

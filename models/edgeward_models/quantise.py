@@ -12,33 +12,36 @@ from __future__ import annotations
 
 import math
 import platform
+import statistics
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from edgeward_models import machine
+from edgeward_models.answers import AGREEMENT_SCORE, CLASSIFYING, Detections
 from edgeward_models.calibration import Ranges, calibrate, source_ranges
-from edgeward_models.findings import TargetReport
 from edgeward_models.graph import Facts
-from edgeward_models.hunt import search_target
+from edgeward_models.hunt import search_targets
 from edgeward_models.inspect import Inspection, inspect_model
 from edgeward_models.prepare import prepare
 from edgeward_models.progress import Progress, silent
-from edgeward_models.quantise_files import write_report
+from edgeward_models.quantise_files import check_place, write_report
 from edgeward_models.quantise_report import QuantiseReport
 from edgeward_models.quantiser import quantisable
 from edgeward_models.samples import Feeds, Samples, open_samples
 from edgeward_models.schemes import TARGETS, Calibration, Target
-from edgeward_models.search import Gate
+from edgeward_models.search import TOP1, Gate
 from edgeward_models.study import Study
-from edgeward_models.trials import CLASSIFYING, Bench, Effort, drive, effort, set_bench
+from edgeward_models.trials import Bench, Effort, drive, effort, set_bench
 from edgeward_models.workspace import Workspace, file_digest
 from edgeward_runtime import sessions
+from edgeward_runtime.labels import read_labels
 from edgeward_runtime.sessions import CPU, NotLoaded, RunFailed, open_session
+from edgeward_runtime.tasks.detection import Settings
 from edgeward_wire import __version__
 from edgeward_wire.contract import Contract
 from edgeward_wire.errors import Rejected
@@ -65,7 +68,7 @@ class QuantiseRequest:
     samples: Path | None = None
     """Pictures, WAV files or an .npz; None: what the sidecar names, else noise."""
     targets: tuple[str, ...] = ()
-    """Names of `TARGETS`, the first is the main one; empty: this machine's."""
+    """Names of `TARGETS`, the first that something is found for is the main one; empty: this machine's."""
     budget_s: float = 600.0
     max_drop: float | None = None
     """How much of the top-1 agreement with FP32 may be lost, 0..1: a gate at what is left."""
@@ -91,20 +94,12 @@ def quantise_model(request: QuantiseRequest, out: Path, progress: Progress = sil
     began = time.monotonic()
     targets = _targets(request)
     work = Workspace(out / ".work")
-    with tempfile.TemporaryDirectory(prefix="edgeward-quantise-") as scratch:
-        progress("reading", 0, 1)
-        inspection = inspect_model(request.model, request.sidecar, request.flags, scratch=Path(scratch))
-        _check_model(inspection.facts)
-        known = inspection.guess.complete(without=("labels",))
+    with work.alone(), tempfile.TemporaryDirectory(prefix="edgeward-quantise-") as scratch:
+        source = open_source(request, work, Path(scratch), progress)
+        inspection, known, samples = source.inspection, source.inspection.guess, source.samples
         _check_place(inspection.facts, out / f"{known.name}.onnx")
-        samples = open_samples(known.contract, request.samples or known.samples, seed=request.seed)
-        progress("reading", 1, 1)
-        key = _key(request, inspection, samples)
-        plan = Plan(provider=CPU, variant="fp32", threads=request.threads)
-        study = _study(_Source(request, inspection, samples, work, progress, key, plan), began)
-        found: list[TargetReport] = []
-        for target in targets:
-            found.append(search_target(study, target, found[0] if found else None))
+        check_place(known.name, [target.name for target in targets], out)
+        study = make_study(source, began)
         report = QuantiseReport(
             name=known.name,
             model=inspection.facts,
@@ -114,7 +109,7 @@ def quantise_model(request: QuantiseRequest, out: Path, progress: Progress = sil
             effort=study.effort,
             machine=machine.facts(),
             threads=request.threads,
-            targets=tuple(found),
+            targets=tuple(search_targets(study, targets)),
             took_s=time.monotonic() - began,
         )
         write_report(report, inspection, request.samples or known.samples, out)
@@ -174,22 +169,48 @@ def _check_place(facts: Facts, offer: Path) -> None:
         raise Rejected(f"{offer} is the model itself, and would be written over.", "Give another --out.")
 
 
-def gate_of(request: QuantiseRequest, contract: Contract, metadata: Mapping[str, str]) -> tuple[Gate, str]:
-    """The gate, and why it is that one. Raises Rejected."""
-    classifying = contract.task in CLASSIFYING
+def gate_of(
+    request: QuantiseRequest,
+    contract: Contract,
+    metadata: Mapping[str, str],
+    boxes: Detections | None = None,
+) -> tuple[Gate, str]:
+    """The gate, and why it is that one; `boxes` is how a detector's are read. Raises Rejected."""
+    # Where nobody speaks most of the time, two models agree whatever they are worth: noise tells more.
+    several = contract.task in CLASSIFYING and contract.task != "vad"
     agreement = request.min_agreement if request.max_drop is None else 1 - request.max_drop
-    if agreement is not None and not classifying:
+    if agreement is not None and contract.task not in CLASSIFYING and boxes is None:
         raise Rejected(
             f"A model for {contract.task!r} gives no first answers that could agree.",
             f"Give --min-sqnr; the default is {SQNR_DB:g} dB. `agent-ctl model evaluate` gates on labels.",
         )
     if agreement is not None or request.min_sqnr_db is not None:
-        return Gate(agreement, request.min_sqnr_db), "as asked for"
-    if classifying and any("random weights" in value.lower() for value in metadata.values()):
+        return Gate(agreement, request.min_sqnr_db, boxes.title if boxes else TOP1), "as asked for"
+    if several and random_weights(metadata):
         return Gate(sqnr_db=SQNR_DB), "the default where weights are random: noise decides the first answers"
-    if classifying:
+    if several:
         return Gate(agreement=AGREEMENT), "the default of classifications"
-    return Gate(sqnr_db=SQNR_DB), f"the default for {contract.task}"
+    return Gate(sqnr_db=SQNR_DB, answers=boxes.title if boxes else TOP1), f"the default for {contract.task}"
+
+
+def random_weights(metadata: Mapping[str, str]) -> bool:
+    """Whether the file says that it was never trained."""
+    return any("random weights" in value.lower() for value in metadata.values())
+
+
+def boxes_of(inspection: Inspection) -> Detections | None:
+    """How a detector's output is read; None where that is not known, or where its answers mean nothing."""
+    known = inspection.guess
+    if known.contract.task != "detection" or random_weights(inspection.facts.metadata):
+        return None
+    classes = len(read_labels(known.labels)) if known.labels is not None else None
+    try:
+        found = Detections(known.contract, classes, None, Settings(AGREEMENT_SCORE))
+        sides = [port.shape for port in known.contract.results if len(port.shape) == 3]
+        found.kind([side if isinstance(side, int) else 1 for side in sides[0]])
+    except Rejected:
+        return None
+    return found
 
 
 def aim_of(must: Gate, fit: int) -> Gate:
@@ -201,14 +222,27 @@ def aim_of(must: Gate, fit: int) -> Gate:
     agreement, sqnr_db = must.agreement, must.sqnr_db
     if agreement is not None:
         agreement = min(1.0, agreement + math.sqrt(agreement * (1 - agreement) / max(1, fit)))
-    return Gate(agreement, None if sqnr_db is None else sqnr_db + _MARGIN_DB)
+    return replace(must, agreement=agreement, sqnr_db=None if sqnr_db is None else sqnr_db + _MARGIN_DB)
 
 
 # --- what all candidates are held against
 
 
+def open_source(request: QuantiseRequest, work: Workspace, scratch: Path, progress: Progress) -> Source:
+    """Read the model and look at the samples. Raises Rejected, Unavailable."""
+    progress("reading", 0, 1)
+    inspection = inspect_model(request.model, request.sidecar, request.flags, scratch=scratch)
+    _check_model(inspection.facts)
+    known = inspection.guess.complete(without=("labels", "samples") if request.samples else ("labels",))
+    samples = open_samples(known.contract, request.samples or known.samples, seed=request.seed)
+    progress("reading", 1, 1)
+    key = _key(request, inspection, samples)
+    plan = Plan(provider=CPU, variant="fp32", threads=request.threads)
+    return Source(request, inspection, samples, work, progress, key, plan)
+
+
 @dataclass(frozen=True)
-class _Source:
+class Source:
     """The float model with its samples, before anything is known of them."""
 
     request: QuantiseRequest
@@ -252,7 +286,9 @@ class _Source:
                 took.append(time.perf_counter() - begun)
             session.close()
             size = sum(value.nbytes for value in (*feeds[0].values(), *outputs))
-            return asdict(effort(min(took), budget, samples.limit("fit"), samples.limit("test"), size))
+            return asdict(
+                effort(statistics.median(took), budget, samples.limit("fit"), samples.limit("test"), size)
+            )
 
         key = {**self.key, "budget_s": budget, "threads": self.request.threads}
         return Effort(**self.work.json("effort", key, measure))
@@ -276,7 +312,7 @@ class _Source:
         )
 
 
-def _study(source: _Source, began: float) -> Study:
+def make_study(source: Source, began: float) -> Study:
     """Prepare the model, and run FP32 over the samples that the search uses."""
     request, work, progress = source.request, source.work, source.progress
     contract, whole = source.contract, source.inspection.whole
@@ -287,16 +323,17 @@ def _study(source: _Source, began: float) -> Study:
     _check_names(request.keep_float, names)
     progress("preparing", 1, 1)
     planned = source.effort(few)
+    boxes = boxes_of(source.inspection)
 
     @cache
     def bench() -> Bench:
         progress("FP32 on the samples", 0, 1)
         fit = source.samples.take("fit", planned.fit, FIT_SEED)
-        made = set_bench(whole, contract, source.plan, fit, planned.exact)
+        made = set_bench(whole, contract, source.plan, fit, planned.exact, boxes=boxes)
         progress("FP32 on the samples", 1, 1)
         return made
 
-    must, why = gate_of(request, contract, source.inspection.facts.metadata)
+    must, why = gate_of(request, contract, source.inspection.facts.metadata, boxes)
     return Study(
         whole=whole,
         prepared=prepared,
@@ -306,6 +343,7 @@ def _study(source: _Source, began: float) -> Study:
         samples=source.samples,
         effort=planned,
         bench=bench,
+        boxes=boxes,
         feeds=few,
         full_feeds=lambda count: list(source.full_feeds(bench().samples[:count])),
         ranges=lambda method: source.ranges(prepared, method, planned.calibrate),

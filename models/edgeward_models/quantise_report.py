@@ -22,7 +22,7 @@ from edgeward_wire import __version__
 SCHEMA = "edgeward.quantise/1"
 DONE, NOT_OFFERED = 0, 1
 _FEW = 4
-_MAX_REPORT_BYTES = 64 << 20
+WEAK = "Weak evidence: calibrated and judged on noise, nothing is known of real inputs. Give --samples."
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,16 @@ class QuantiseReport:
         """0 where every target has something on offer."""
         return DONE if all(one.offered is not None for one in self.targets) else NOT_OFFERED
 
+    @property
+    def main(self) -> TargetReport | None:
+        """The first target that something is offered for."""
+        return next((one for one in self.targets if one.offered is not None), None)
+
     def file(self, target: TargetReport) -> str | None:
-        """The name of what is offered for a target; nothing is where the first target has nothing."""
-        if target.offered is None or self.targets[0].offered is None:
+        """The name of what is offered for a target."""
+        if target.offered is None:
             return None
-        return f"{self.name}.onnx" if target is self.targets[0] else f"{self.name}-{target.target}.onnx"
+        return f"{self.name}.onnx" if target is self.main else f"{self.name}-{target.target}.onnx"
 
     @property
     def conclusion(self) -> str:
@@ -92,9 +97,12 @@ def conclude(target: TargetReport) -> str:
             range_ = f"[{1 / interval.high:.2f}, {1 / interval.low:.2f}]"
             speed = f"is {1 / one.timing.ratio:.2f} x as fast as FP32 {range_} at"
         notes = "" if target.here else " " + " ".join(target.notes)
-        return f"{target.target}: {one.title} {speed} {_accuracy(final)}.{notes}"
+        return f"{target.target}: {one.title} {speed} {_accuracy(target, final)}.{notes}"
     measured = [c.measured for c in target.candidates]
     best = nearest(measured, target.gate)
+    if best is not None and target.gate.passes(measured[best]):
+        title = target.candidates[best].title
+        return f"{target.target}: the budget ended before {title} was held against the test samples."
     if best is not None:
         return (
             f"{target.target}: nothing passes the gate. The best of those that pay,"
@@ -114,11 +122,21 @@ def conclude(target: TargetReport) -> str:
     return f"{target.target}: no candidate can be offered. {reason}".strip()
 
 
-def _accuracy(final: Final) -> str:
+def _accuracy(target: TargetReport, final: Final) -> str:
     text = f"SQNR {decibels(final.sqnr_db)} {_between(final.sqnr_interval, 1)}"
     if final.agreement is not None:
-        text += f" and top-1 agreement {_share(final.agreement)} {_between(final.agreement_interval, 3)}"
+        text += (
+            f" and {target.gate.answers} {_share(final.agreement)} {_between(final.agreement_interval, 3)}"
+        )
     return f"{text} on {final.samples} test samples"
+
+
+def in_float(target: TargetReport) -> str:
+    """The operators that do not run on integers on this target; empty where none was meant to."""
+    meant = any(one.measured.scheme.method != "fp16" for one in target.candidates)
+    if not meant or not target.unsupported:
+        return ""
+    return f"In float on this target: {', '.join(target.unsupported)}."
 
 
 def advice(report: QuantiseReport) -> str:
@@ -210,7 +228,7 @@ def markdown(report: QuantiseReport) -> str:
     text = [f"# {report.name}: float to INT8", "", *(f"- {line}" for line in report.conclusion.splitlines())]
     if next_step := advice(report):
         text.append(f"- {next_step}")
-    weak = " (weak evidence: nothing was known of real inputs)" if report.evidence == "weak" else ""
+    weak = " (weak evidence: nothing is known of real inputs)" if report.evidence == "weak" else ""
     counts = report.effort
     text += [
         "",
@@ -228,8 +246,8 @@ def markdown(report: QuantiseReport) -> str:
     for target in report.targets:
         text += ["", f"## {target.target}", "", f"Gate: {target.gate.says()} ({target.why})."]
         text += target.notes
-        if target.unsupported:
-            text.append(f"In float on this target: {', '.join(target.unsupported)}.")
+        if line := in_float(target):
+            text.append(line)
         text += ["", *_markdown_table(COLUMNS, rows(target))]
         offered = target.offered
         if offered is not None and offered.measured.scheme.keep_float:

@@ -16,7 +16,8 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from edgeward_models.pairsafe import LARGEST_ACTIVATION, LIMIT
+from edgeward_models.pairsafe import LARGEST_ACTIVATION, LIMIT, Reader, kernel_rows
+from edgeward_models.unfold import unfold
 
 Array = npt.NDArray[Any]
 
@@ -59,8 +60,11 @@ class Window:
 
 
 def layers_at_risk(model: onnx.ModelProto) -> list[Layer]:
-    """The layers of a QDQ graph that some input could saturate, in the graph's order."""
-    reader = _Reader(model)
+    """The layers that some input could saturate, in the graph's order.
+
+    `model` itself is unfolded (unfold.py): the places of nodes are those in what it is afterwards.
+    """
+    reader = _Reader(unfold(model))
     found = (reader.layer(k, node) for k, node in enumerate(model.graph.node) if node.op_type in _OPERATORS)
     return [layer for layer in found if layer is not None]
 
@@ -122,27 +126,22 @@ class _Reader:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self.made = {name: node for node in model.graph.node for name in node.output}
+        self.products = Reader(model)
 
     def layer(self, number: int, node: onnx.NodeProto) -> Layer | None:
         data, other = self.made.get(node.input[0]), self.made.get(node.input[1])
         if data is None or other is None or {data.op_type, other.op_type} != {"DequantizeLinear"}:
             return None
-        stored, zero = self._array(other, 0), self._array(data, 2)
-        if (
-            stored is None
-            or zero is None
-            or stored.dtype != np.int8
-            or zero.dtype != np.uint8
-            or zero.size != 1
-        ):
-            return None  # signed activations go through kernels that widen first
+        stored, zero = self.products.weights(node), self._array(data, 2)
+        if stored is None or zero is None or zero.size != 1 or not self.products.paired(node, stored):
+            return None
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         window = None
         if node.op_type == "Conv":
             window = _window(attributes, stored)
             if window is None:
                 return None
-            rows = np.moveaxis(stored, 1, -1).reshape(len(stored), -1)
+            rows = kernel_rows("Conv", stored, 0)
         elif stored.ndim != 2 or attributes.get("transA") or attributes.get("alpha", 1.0) != 1.0:
             return None
         else:

@@ -19,6 +19,7 @@ from edgeward_models.pareto import Point, front
 from edgeward_models.schemes import CALIBRATIONS, Scheme
 from edgeward_wire.manifest import TargetHints
 
+TOP1 = "top-1 agreement with FP32"
 PAYS = 0.95
 """What a candidate may take of FP32's time at most: less of a gain is not worth another file."""
 TIE = 1.02
@@ -39,7 +40,7 @@ class Measured:
     scheme: Scheme
     sqnr_db: float | None = None
     agreement: float | None = None
-    """The share of samples with FP32's first answer, of a classification."""
+    """The share of samples with FP32's first answer, of a classification; of the boxes, of a detector."""
     ratio: float | None = None
     """Paired latency over FP32's; below 1 is faster."""
     ratio_high: float | None = None
@@ -68,6 +69,8 @@ class Gate:
 
     agreement: float | None = None
     sqnr_db: float | None = None
+    answers: str = TOP1
+    """What the agreement is of."""
 
     def passes(self, one: Measured) -> bool:
         """Excluded candidates and unknown figures never pass."""
@@ -90,7 +93,7 @@ class Gate:
         """The gate for people."""
         parts = []
         if self.agreement is not None:
-            parts.append(f"top-1 agreement with FP32 of at least {self.agreement:.3f}")
+            parts.append(f"{self.answers} of at least {self.agreement:.3f}")
         if self.sqnr_db is not None:
             parts.append(f"SQNR of at least {self.sqnr_db:.1f} dB")
         return " and ".join(parts) or "none"
@@ -100,7 +103,7 @@ class Gate:
         parts = []
         if self.agreement is not None and (one.agreement is None or one.agreement < self.agreement):
             has = "unknown" if one.agreement is None else f"{one.agreement:.3f}"
-            parts.append(f"top-1 agreement with FP32 {has}, where {self.agreement:.3f} is needed")
+            parts.append(f"{self.answers} {has}, where {self.agreement:.3f} is needed")
         if self.sqnr_db is not None and (one.sqnr_db is None or one.sqnr_db < self.sqnr_db):
             has = "unknown" if one.sqnr_db is None else f"{one.sqnr_db:.1f} dB"
             parts.append(f"SQNR {has}, where {self.sqnr_db:.1f} dB is needed")

@@ -34,7 +34,7 @@ from edgeward_wire.errors import Rejected
 from edgeward_wire.verdict import Plan
 
 FEEDS = 8
-"""Samples that each layer is measured on, at most; fewer when the deadline asks for it."""
+"""Samples that each layer is measured on, at most."""
 
 Array = npt.NDArray[Any]
 
@@ -58,41 +58,54 @@ def rank_layers(
     feeds: Sequence[Feeds],
     *,
     constants: Mapping[str, Array] | None = None,
+    known: Mapping[str, float] | None = None,
     deadline: float | None = None,
     progress: Progress = silent,
 ) -> list[Layer]:
     """The quantisable layers, the most sensitive first; those that the scheme keeps in float are not asked.
 
-    `feeds` and `constants` together are all inputs; at most `FEEDS` of them are used. `deadline` is a time of
+    `feeds` and `constants` together are all inputs; at most `FEEDS` of them are used. `known` are figures
+    that were measured on these feeds before: they are not measured again. `deadline` is a time of
     `time.monotonic()`: layers are measured in the order of their weights' own noise, the noisiest first, and
-    those that are not reached are left out.
+    those that are neither known nor reached are left out.
 
     Raises:
         Rejected: the model does not load or does not run on the samples.
     """
     model = onnx.load(str(prepared))
     graph = Graph(model)
-    layers = [w for w in graph.quantisable if w.name not in scheme.keep_float and w.data in ranges]
-    if scheme.operators:
-        layers = [w for w in layers if w.op in scheme.operators]
-    layers.sort(key=lambda one: _weight_noise(graph, one, scheme), reverse=True)
+    layers = _asked(graph, scheme, ranges)
     samples = [{**feed, **(constants or {})} for feed in feeds[:FEEDS]]
     if not samples:
         raise ValueError("no feeds to rank layers on")
+    figures = {name: sqnr for name, sqnr in (known or {}).items() if name in {one.name for one in layers}}
+    rest = [one for one in layers if one.name not in figures]
+    if rest and (deadline is None or time.monotonic() <= deadline):
+        with tempfile.TemporaryDirectory(prefix="edgeward-sensitivity-") as scratch:
+            bench = _Bench(model, graph, Path(scratch), prepared.name)
+            reference = bench.reference(samples)
+            for one in rest:
+                if deadline is not None and time.monotonic() > deadline:
+                    break
+                progress("layer by layer", len(figures), len(layers))
+                figures[one.name] = bench.sqnr(one, scheme, ranges, samples, reference)
+    progress("layer by layer", len(figures), len(figures))
     macs = macs_by_node(model)
     every = max(1, sum(macs.values()))
-    found: list[Layer] = []
-    with tempfile.TemporaryDirectory(prefix="edgeward-sensitivity-") as scratch:
-        bench = _Bench(model, graph, Path(scratch), prepared.name)
-        samples, reference = bench.reference(samples, len(layers), deadline)
-        for k, one in enumerate(layers):
-            if deadline is not None and time.monotonic() > deadline:
-                break
-            progress("layer by layer", k, len(layers))
-            sqnr = bench.sqnr(one, scheme, ranges, samples, reference)
-            found.append(Layer(one.name, one.op, macs.get(one.name, 0) / every, sqnr))
-    progress("layer by layer", len(found), len(found))
+    found = [
+        Layer(one.name, one.op, macs.get(one.name, 0) / every, figures[one.name])
+        for one in layers
+        if one.name in figures
+    ]
     return sorted(found, key=lambda layer: (layer.sqnr_db, layer.name))
+
+
+def _asked(graph: Graph, scheme: Scheme, ranges: Ranges) -> list[Weighted]:
+    """The layers to rank, those with the noisiest weights first."""
+    layers = [w for w in graph.quantisable if w.name not in scheme.keep_float and w.data in ranges]
+    if scheme.operators:
+        layers = [w for w in layers if w.op in scheme.operators]
+    return sorted(layers, key=lambda one: _weight_noise(graph, one, scheme), reverse=True)
 
 
 class _Bench:
@@ -110,22 +123,13 @@ class _Bench:
         )
         onnx.save(self.plain, str(home / "plain.onnx"))
 
-    def reference(
-        self, samples: list[Feeds], layers: int, deadline: float | None
-    ) -> tuple[list[Feeds], list[list[Array]]]:
-        """The samples to use, as many as the deadline allows, and the float outputs on them."""
+    def reference(self, samples: Sequence[Feeds]) -> list[list[Array]]:
+        """The float outputs on the samples."""
         session = self._open(self.home / "plain.onnx")
         check_feeds(session, samples[0])
-        self._run(session, samples[0])  # the first run allocates
-        started = time.monotonic()
-        outputs = [self._run(session, samples[0])]
-        each = time.monotonic() - started
-        if deadline is not None:
-            runs = (deadline - time.monotonic()) / max(each, 1e-6) / max(layers, 1)
-            samples = samples[: max(1, min(len(samples), int(runs * 0.8)))]
-        outputs += [self._run(session, sample) for sample in samples[1:]]
+        outputs = [self._run(session, sample) for sample in samples]
         session.close()
-        return samples, outputs
+        return outputs
 
     def sqnr(
         self,

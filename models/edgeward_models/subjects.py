@@ -33,7 +33,7 @@ class Asked:
     flags: Mapping[str, Any] = field(default_factory=dict)
     variant: str | None = None
     labelled: bool = False
-    """Whether a task must be known."""
+    """Whether there are labels: then a task must be known, and the sidecar's samples are not needed."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def _of_file(asked: Asked, scratch: Path) -> Opened:
     model = find_model(asked.model)
     inspection = inspect_model(model, _sidecar(model, asked), asked.flags, scratch=scratch)
     # A task is needed where there are labels to hold the answers against; their names never are.
-    known = inspection.guess.complete(without=("labels",) if asked.labelled else ("labels", "task"))
+    known = inspection.guess.complete(without=("labels", "samples" if asked.labelled else "task"))
     facts, whole = inspection.facts, inspection.whole
     files = {one.name: one.file for one in inspection.further}
     mine = Subject(facts.path.name, facts.path, whole, facts.precision, facts.bytes)

@@ -20,9 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeward_models import pairsafe
+from edgeward_models.answers import CLASSIFYING, Detections, first_class
+from edgeward_models.metrics import average
 from edgeward_models.samples import Feeds
 from edgeward_models.similarity import cosine, energies, sqnr_interval
-from edgeward_models.statistics import Interval, wilson
+from edgeward_models.statistics import Interval
 from edgeward_runtime.parity import gate as parity_gate
 from edgeward_runtime.ports import constants, initial_states, next_states
 from edgeward_runtime.sessions import NotLoaded, RunFailed, Session, open_exact, open_session
@@ -40,7 +42,6 @@ _SLOW = 2.0
 """A candidate that takes so many times FP32's time is judged on fewer samples."""
 _LEAST = 16
 _KEPT_BYTES = 320 << 20
-CLASSIFYING = ("classification", "audio-classification")
 
 
 @dataclass(frozen=True)
@@ -86,19 +87,21 @@ class Judged:
     excluded: str = ""
     parity: float | None = None
     energies: tuple[tuple[tuple[float, float], ...], ...] = ()
-    """(signal, noise) of each output of each sample, against FP32."""
-    agreed: tuple[bool, ...] = ()
-    """Whether the first answer is FP32's, for each sample of a classification."""
+    """(signal, noise) of each output (or part of one, see `Detections.cut`) of each sample, against FP32."""
+    agreed: tuple[float, ...] = ()
+    """How far the answers are FP32's, 0..1: of a classification for each sample, of a detector for each
+    sample on which either finds anything."""
 
     def sqnr(self) -> tuple[float, Interval] | None:
         """In dB, with its interval over the samples."""
         return sqnr_interval(self.energies) if self.energies else None
 
     def agreement(self) -> tuple[float, Interval] | None:
-        """The share of samples, with Wilson's interval."""
+        """On average over the samples, with its interval."""
         if not self.agreed:
             return None
-        return sum(self.agreed) / len(self.agreed), wilson(sum(self.agreed), len(self.agreed))
+        figure = average(self.agreed)
+        return figure.value, figure.interval
 
     def plain(self) -> dict[str, Any]:
         """As JSON knows it: an infinite noise is null."""
@@ -152,6 +155,8 @@ class Bench:
     """How long those took."""
     exact: int
     """How many of them a file's exact outputs are made of."""
+    boxes: Detections | None = None
+    """How a detector's output is read; None: the output as a whole counts."""
 
     def first(self, count: int) -> Bench:
         """The same with fewer samples."""
@@ -205,75 +210,111 @@ class Bench:
 
     def _compare(self, outputs: Sequence[Outputs]) -> Judged:
         # Fewer outputs than samples: it was slow, see `_results`.
-        return apart(self.contract, zip(self.reference, outputs, strict=False))
+        return apart(self.contract, zip(self.reference, outputs, strict=False), self.boxes)
 
 
-def apart(contract: Contract, pairs: Iterable[tuple[Outputs, Outputs]]) -> Judged:
+def apart(
+    contract: Contract, pairs: Iterable[tuple[Outputs, Outputs]], boxes: Detections | None = None
+) -> Judged:
     """How far (FP32's, its) outputs are from one another, sample by sample."""
-    parts, agreed = [], []
-    scores = contract.scores
-    first = scores.name if scores is not None and contract.task in CLASSIFYING else ""
+    parts: list[tuple[tuple[float, float], ...]] = []
+    agreed: list[float] = []
     for k, (reference, mine) in enumerate(pairs):
         for name in reference:
             if mine[name].shape != reference[name].shape:
                 return Judged(f"Output {name} has another shape than in float.")
             if not np.isfinite(mine[name]).all():
                 return Judged(f"Output {name} is not finite on sample {k}.")
-        parts.append(tuple(energies(reference[name], mine[name]) for name in reference))
-        if first:
-            agreed.append(int(reference[first].argmax()) == int(mine[first].argmax()))
+        pieces = [(a, mine[name]) for name, a in reference.items()]
+        if boxes is not None:
+            cut = [zip(boxes.cut(n, a), boxes.cut(n, mine[n]), strict=True) for n, a in reference.items()]
+            pieces = [piece for both in cut for piece in both]
+        parts.append(tuple(energies(a, b) for a, b in pieces))
+        agreement = _agreement(contract, reference, mine, boxes)
+        if agreement is not None:
+            agreed.append(agreement)
     return Judged("", None, tuple(parts), tuple(agreed))
 
 
-def side_by_side(
-    contract: Contract, reference: tuple[Path, Plan], candidate: tuple[Path, Plan], samples: Iterable[Feeds]
-) -> Judged:
-    """Both files on the same samples, one at a time, so that many samples take no memory.
+def _agreement(
+    contract: Contract, reference: Outputs, mine: Outputs, boxes: Detections | None
+) -> float | None:
+    """How far both give the same answer to one sample; None where there is none."""
+    if boxes is not None:
+        return boxes.agree(boxes.found(reference), boxes.found(mine))
+    scores = contract.scores
+    if scores is None or contract.task not in CLASSIFYING:
+        return None
+    return float(first_class(scores, reference[scores.name]) == first_class(scores, mine[scores.name]))
 
-    Both have run on this machine before: raises NotLoaded, RunFailed when they do not any more.
+
+def side_by_side(
+    contract: Contract,
+    reference: tuple[Path, Plan],
+    candidate: tuple[Path, Plan],
+    samples: Iterable[Feeds],
+    boxes: Detections | None = None,
+) -> Judged:
+    """Both files on the same test samples, one at a time, so that many samples take no memory.
+
+    Both have run on this machine before: raises NotLoaded, RunFailed when they do not any more; Rejected
+    where the reference's outputs are not finite.
     """
     ours, theirs = tee(samples)
     wanted = compared(contract)
     one, other = open_session(*reference), open_session(*candidate)
     try:
-        runs = zip(drive(one, contract, ours), drive(other, contract, theirs), strict=True)
-        return apart(
-            contract, (({n: a[n] for n in wanted}, {n: b[n] for n in wanted}) for (_, a), (_, b) in runs)
-        )
+        mine = finite(reference[0], contract, drive(one, contract, ours), "test sample")
+        runs = zip(mine, drive(other, contract, theirs), strict=True)
+        return apart(contract, ((a, {n: b[n] for n in wanted}) for a, (_, b) in runs), boxes)
     finally:
         one.close()
         other.close()
 
 
-def set_bench(file: Path, contract: Contract, plan: Plan, samples: Sequence[Feeds], exact: int) -> Bench:
+def finite(
+    file: Path, contract: Contract, runs: Iterable[tuple[Mapping[str, Array], Outputs]], what: str = "sample"
+) -> Iterator[Outputs]:
+    """The float file's outputs that are compared. Raises Rejected where one is not finite."""
+    wanted = compared(contract)
+    for k, (_, outputs) in enumerate(runs):
+        for name in wanted:
+            if not np.isfinite(outputs[name]).all():
+                raise Rejected(
+                    f"Output {name} of {file.name} is not finite on {what} {k}, in float.",
+                    "Check the samples' preprocessing and the export.",
+                )
+        yield {name: outputs[name] for name in wanted}
+
+
+def set_bench(
+    file: Path,
+    contract: Contract,
+    plan: Plan,
+    samples: Sequence[Feeds],
+    exact: int,
+    *,
+    boxes: Detections | None = None,
+) -> Bench:
     """Run the float file over the samples.
 
     Raises:
         Rejected: it does not load or run, or an output is not finite.
     """
-    wanted = compared(contract)
-    if not wanted:
+    if not compared(contract):
         raise Rejected(f"{file.name} has no output of floats to hold INT8 against.")
     try:
         session = open_session(file, plan)
     except NotLoaded as error:
         raise Rejected(f"{file.name} does not load: {error.what}") from error
     began = time.perf_counter()
-    found: list[Outputs] = []
     try:
-        for k, (_, outputs) in enumerate(drive(session, contract, samples)):
-            for name in wanted:
-                if not np.isfinite(outputs[name]).all():
-                    raise Rejected(
-                        f"Output {name} of {file.name} is not finite on sample {k}, in float.",
-                        "Check the samples' preprocessing and the export.",
-                    )
-            found.append({name: outputs[name] for name in wanted})
+        found = list(finite(file, contract, drive(session, contract, samples)))
     except RunFailed as error:
         raise Rejected(f"{file.name} does not run on the samples. {error.what}") from error
     finally:
         session.close()
-    return Bench(contract, samples, found, time.perf_counter() - began, exact)
+    return Bench(contract, samples, found, time.perf_counter() - began, exact, boxes)
 
 
 def saturation(file: Path) -> str:

@@ -7,13 +7,15 @@ full, a file that somebody truncated) is met by a length and a digest beside the
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +27,35 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
 class Workspace:
-    """A directory of finished steps. One process at a time writes into it; readers need no lock."""
+    """A directory of finished steps. Who writes into it holds it (`alone`); readers need no lock."""
 
     def __init__(self, directory: Path) -> None:
         """Make the directory. Raises Unavailable when that is not possible."""
         self.directory = directory
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            for leftover in directory.glob(".making-*"):  # of a run that was killed
-                shutil.rmtree(leftover, ignore_errors=True)
         except OSError as error:
             raise Unavailable(f"{directory} cannot be made: {error.strerror}.") from error
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the directory, and sweep away what a run that was killed left in the making.
+
+        The lock is the kernel's: it ends with the process. Raises Rejected while another one holds it.
+        """
+        held = os.open(self.directory, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Rejected(
+                    f"Another quantise is at work in {self.directory.parent}.", "Wait, or give another --out."
+                ) from None
+            for leftover in self.directory.glob(".making-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            yield
+        finally:
+            os.close(held)
 
     def file(self, name: str, key: Mapping[str, object], make: Callable[[Path], None]) -> Path:
         """The file that `make(path)` writes, made once for this key.
@@ -44,8 +64,23 @@ class Workspace:
         values that JSON knows. Raises what `make` raises; Unavailable when the disk refuses.
         """
         path = self.directory / _file_name(name, key)
-        if _whole(path):
-            return path
+        return path if _whole(path) else self._made(path, make)
+
+    def json(self, name: str, key: Mapping[str, object], make: Callable[[], object]) -> Any:
+        """What `make()` returns, made once for this key, as JSON reads it back (tuples become lists)."""
+        path = self.file(f"{name}.json", key, lambda path: _dump(path, make()))
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def so_far(self, name: str, key: Mapping[str, object]) -> Any:
+        """What was kept of work that goes on from run to run; None when it was not begun."""
+        path = self.directory / _file_name(f"{name}.json", key)
+        return json.loads(path.read_text(encoding="utf-8")) if _whole(path) else None
+
+    def keep(self, name: str, key: Mapping[str, object], value: object) -> None:
+        """Keep how far such work got, in place of what was kept before. Raises Unavailable."""
+        self._made(self.directory / _file_name(f"{name}.json", key), lambda path: _dump(path, value))
+
+    def _made(self, path: Path, make: Callable[[Path], None]) -> Path:
         try:
             with tempfile.TemporaryDirectory(dir=self.directory, prefix=".making-") as scratch:
                 made = Path(scratch) / path.name
@@ -57,13 +92,9 @@ class Workspace:
             raise Unavailable(f"{path} cannot be written: {error.strerror}.", "Is the disk full?") from error
         return path
 
-    def json(self, name: str, key: Mapping[str, object], make: Callable[[], object]) -> Any:
-        """What `make()` returns, made once for this key, as JSON reads it back (tuples become lists)."""
 
-        def write(path: Path) -> None:
-            path.write_text(json.dumps(make(), sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
-
-        return json.loads(self.file(f"{name}.json", key, write).read_text(encoding="utf-8"))
+def _dump(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def digest_of(key: Mapping[str, object]) -> str:

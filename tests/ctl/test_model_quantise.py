@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from edgeward_models.schemes import TARGETS
+from edgeward_runtime import resources
 from models import search_models
 from models.graphs import convolution_block, save
 from runtime import builders
 
+HERE = next(name for name, target in TARGETS.items() if target.arch == resources.machine())
 AGENT_CTL = Path(sys.executable).parent / "agent-ctl"
 
 
@@ -44,6 +47,29 @@ def test_a_table_and_the_files_on_stdout_and_the_next_step_on_stderr(model: Path
     assert f"report   {out / 'report.md'}" in done.stdout
     assert "searching: done" in done.stderr
     assert f"next: agent-ctl deploy {out / 'net.onnx'}" in done.stderr
+
+
+def test_noise_is_weak_evidence_and_what_stays_in_float_is_named(tmp_path: Path) -> None:
+    model = search_models.heavy(tmp_path / "net.onnx", last="Erf")
+    done = ctl(
+        model,
+        "--out",
+        tmp_path / "out",
+        "--budget",
+        "1s",
+        "--task",
+        "tensor",
+        "--target",
+        HERE,
+        "--target",
+        "cuda",
+    )
+    assert "Weak evidence" in done.stderr, done.stderr
+    assert [line for line in done.stdout.splitlines() if line.startswith("In float on this target")] == [
+        "In float on this target: Erf."
+    ]  # of FP16 everything is
+    assert f"offered  {tmp_path / 'out' / 'net-cuda.onnx'}" in done.stdout
+    assert 'task = "tensor"' in (tmp_path / "out" / "net.toml").read_text()
 
 
 def test_one_json_document(model: Path, tmp_path: Path) -> None:

@@ -157,6 +157,35 @@ def transformer(path: Path, *, width: int = 16, steps: int = 8) -> Path:
     return net.save(path, {"sound": (1, 1, 8 * steps)}, {"features": x})
 
 
+def folded(qdq: Path, out: Path) -> int:
+    """Write each Conv between conversions as a QLinearConv, as the other format does; returns how many."""
+    model = onnx.load(str(qdq))
+    made = {name: node for node in model.graph.node for name in node.output}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    count = 0
+    for node in model.graph.node:
+        inputs, after = [made.get(name) for name in node.input], readers.get(node.output[0], [])
+        coded = all(one is not None and one.op_type == "DequantizeLinear" for one in inputs)
+        if node.op_type != "Conv" or not coded or [one.op_type for one in after] != ["QuantizeLinear"]:
+            continue
+        data, weights, *bias = [list(one.input) for one in inputs if one is not None]
+        result = after[0]
+        ports = [*data, *weights, *result.input[1:3], *(one[0] for one in bias)]
+        node.CopyFrom(
+            helper.make_node(
+                "QLinearConv", ports, [result.output[0]], name=node.name,
+                **{a.name: helper.get_attribute_value(a) for a in node.attribute},
+            )
+        )  # fmt: skip
+        result.CopyFrom(helper.make_node("Identity", [result.output[0]], [f"{node.name}/unused"]))
+        count += 1
+    onnx.save(model, str(out))
+    return count
+
+
 def noise(model: Path, count: int = 4, seed: int = 0) -> list[dict[str, Array]]:
     """Seeded feeds for all float inputs of a model; an open dimension is 1."""
     rng = np.random.default_rng(seed)

@@ -11,8 +11,11 @@ from models.graphs import model_of, save
 from runtime import builders
 
 
-def heavy(path: Path, *, size: int = 32, width: int = 48, bad: bool = False) -> Path:
-    """image (1, 3, size, size) -> four convolutions -> logits (1, 3); `bad` takes their logarithm."""
+def heavy(path: Path, *, size: int = 32, width: int = 48, bad: bool = False, last: str = "") -> Path:
+    """image (1, 3, size, size) -> four convolutions -> logits (1, 3), through the operator `last`.
+
+    `bad` takes their logarithm.
+    """
     rng = np.random.default_rng(7)
     weights: dict[str, np.ndarray] = {}
     nodes = []
@@ -25,14 +28,15 @@ def heavy(path: Path, *, size: int = 32, width: int = 48, bad: bool = False) -> 
         source, channels = f"r{k}", width
     weights["dense"] = rng.normal(0, width**-0.5, (3, width)).astype(np.float32)
     weights["bias"] = np.zeros(3, np.float32)
-    last = "inner" if bad else "logits"
+    last = "Log" if bad else last
+    scores = "inner" if last else "logits"
     nodes += [
         helper.make_node("GlobalAveragePool", [source], ["pool"], name="pool"),
         helper.make_node("Flatten", ["pool"], ["flat"], name="flat"),
-        helper.make_node("Gemm", ["flat", "dense", "bias"], [last], name="gemm", transB=1),
+        helper.make_node("Gemm", ["flat", "dense", "bias"], [scores], name="gemm", transB=1),
     ]
-    if bad:
-        nodes.append(helper.make_node("Log", [last], ["logits"], name="log"))
+    if last:
+        nodes.append(helper.make_node(last, ["inner"], ["logits"], name="last"))
     model = model_of(nodes, {"image": [1, 3, size, size]}, {"logits": [1, 3]}, weights)
     return save(path, model)
 

@@ -280,10 +280,10 @@ BOX = (16.0, 20.0, 12.0, 8.0)  # centre and size, on an input of 32 x 32
 FRAME = {"x": 20.0, "y": 24.0, "w": 24.0, "h": 16.0}  # the same on a frame of 64 x 48, letterboxed
 
 
-def detector(path: Path, shift: float = 0.0) -> Path:
+def detector(path: Path, shift: float = 0.0, score: float = 0.9) -> Path:
     """YOLOv8's layout with two classes and three anchors: one box where it belongs, whatever it sees."""
     anchors = np.zeros((1, 6, 3), np.float32)
-    anchors[0, :, 0] = [BOX[0] + shift, *BOX[1:], 0.9, 0.0]
+    anchors[0, :, 0] = [BOX[0] + shift, *BOX[1:], score, 0.0]
     anchors[0, :, 1] = [BOX[0] + shift, *BOX[1:], 0.8, 0.0]
     graph = helper.make_graph(
         [
@@ -348,6 +348,14 @@ def test_boxes_that_are_off_fail_the_gate(scene: Path) -> None:
     assert agreement is not None
     assert agreement.model.value == 1  # by half they overlap
     assert found.accuracy()["agreement_fp32"] == 1
+
+
+def test_a_detector_s_scores_count_beside_its_boxes(scene: Path) -> None:
+    detector(scene / "off.onnx", score=0.3)
+    found = evaluate(EvaluateRequest(scene / "off.onnx", scene / "good.onnx", samples=scene, count=4))
+    row = found.row("sqnr")
+    assert row is not None
+    assert row.model.value < 10  # the boxes, of tens of pixels, are equal
 
 
 def test_detectors_agree_without_labels_too(scene: Path) -> None:

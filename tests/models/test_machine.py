@@ -120,7 +120,3 @@ def test_this_machine_can_be_told_as_json() -> None:
     assert told["cpu"] == found.cpu
     assert told["cores"] >= 1
     assert told["capability"]
-
-
-def test_the_features_that_decide_keep_our_order() -> None:
-    assert machine.isa_of(["fpu", "avx512_vnni", "avx2"]) == ("avx2", "avx512_vnni")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +16,20 @@ import onnx
 import pytest
 from onnx import helper
 
+from edgeward_models import quantise_files
+from edgeward_models.answers import Detections
 from edgeward_models.bundle import BundleRequest, make_bundle
+from edgeward_models.findings import Candidate
 from edgeward_models.graph import read_facts
-from edgeward_models.hunt import BUDGET_ENDED
 from edgeward_models.inspect import inspect_model
-from edgeward_models.quantise import QuantiseRequest, aim_of, gate_of, quantise_model
+from edgeward_models.quantise import QuantiseRequest, aim_of, boxes_of, gate_of, quantise_model
+from edgeward_models.quantise_files import check_place
 from edgeward_models.quantise_report import QuantiseReport
 from edgeward_models.schemes import TARGETS
 from edgeward_models.search import Gate
+from edgeward_models.workspace import Workspace
 from edgeward_runtime import resources
+from edgeward_runtime.tasks.detection import Settings
 from edgeward_wire.contract import Contract, InputPort, OutputPort, Task
 from edgeward_wire.errors import EdgewardError, Rejected
 from models import search_models
@@ -33,6 +40,7 @@ HERE = next(name for name, target in TARGETS.items() if target.arch == resources
 ELSEWHERE = next(name for name, target in TARGETS.items() if target.arch not in ("", resources.machine()))
 HALF_A_CORE = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 from edgeward_models.quantise import QuantiseRequest, quantise_model
 say = lambda what, done, total: print(what, flush=True)
@@ -59,8 +67,9 @@ class Run:
 
 
 def made_in(out: Path) -> dict[str, int]:
-    """File of the workspace -> when it was made."""
-    return {path.name: path.stat().st_mtime_ns for path in (out / ".work").iterdir() if path.is_file()}
+    """File of the workspace -> when it was made; but for the note of what lies outside of it."""
+    steps = [path for path in (out / ".work").iterdir() if path.is_file() and path.name != "written.json"]
+    return {path.name: path.stat().st_mtime_ns for path in steps}
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +120,25 @@ def test_the_files_can_be_deployed(run: Run, tmp_path: Path) -> None:
     assert bundle.manifest.variants["int8"].targets == TARGETS[HERE].hints
 
 
+def test_the_sidecar_names_the_samples_from_where_it_lies(run: Run, tmp_path: Path) -> None:
+    assert 'samples = "../pictures"' in (run.out / "net.toml").read_text()
+    moved = tmp_path / "deep" / "out"
+    shutil.copytree(run.out, moved, ignore=lambda *_: [".work"])
+    assert [one.key for one in inspect_model(moved / "net.onnx", scratch=tmp_path).guess.missing] == [
+        "samples"
+    ]
+
+
+def test_samples_that_are_given_need_not_be_in_the_sidecar(tmp_path: Path) -> None:
+    model = search_models.beside(search_models.heavy(tmp_path / "net.onnx"))
+    pictures = (tmp_path / "pictures").rename(tmp_path / "elsewhere")
+    assert "are not there" in rejected(model, tmp_path / "out").what
+    Run(model, tmp_path / "out", budget_s=1.0, samples=pictures)
+    text = (tmp_path / "out" / "net.toml").read_text()
+    assert 'samples = "../elsewhere"' in text
+    assert "MISSING" not in text
+
+
 def test_what_this_machine_cannot_measure_says_so(run: Run) -> None:
     other = run.report.targets[1]
     assert not other.here
@@ -139,15 +167,24 @@ def test_the_report_is_whole(run: Run) -> None:
 
 
 def test_a_second_run_redoes_nothing(run: Run) -> None:
+    """How many candidates a batch has follows the clock, and so may which of them race one another."""
     before = run.made()
     again = run.again()
     after = run.made()
     assert {name: after[name] for name in before} == before
-    if BUDGET_ENDED in run.report.targets[0].notes:
-        assert len(again.targets[0].candidates) >= len(run.report.targets[0].candidates)
-    else:
-        assert after == before
-        assert again.targets == run.report.targets
+    found = {one.measured.scheme: judged(one) for one in again.targets[0].candidates}
+    for one in run.report.targets[0].candidates:
+        assert found[one.measured.scheme] == judged(one)
+    tried = [one for report in (run.report, again) for target in report.targets for one in target.candidates]
+    files = {one.file for one in tried if one.file is not None}
+    # Each was made once and judged once, whatever the runs were.
+    assert len([name for name in after if name.endswith(".onnx")]) == len(files) + 1  # and what is prepared
+    assert len([name for name in after if name.startswith("judged") and name.endswith("json")]) <= len(files)
+
+
+def judged(one: Candidate) -> tuple[object, ...]:
+    """What a candidate's trial said, without its race."""
+    return one.file, one.parity, one.measured.sqnr_db, one.measured.agreement
 
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -156,10 +193,9 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if line.startswith("searching: u8 x pair, percentile") or line.startswith(
-                "searching: s8 x s8, p"
-            ):
-                break  # the base is done, and this one was begun
+            # The base is done, and the next one was begun, or there was no time for another.
+            if line.startswith(("searching: u8 x pair, p", "searching: s8 x s8, p", "searching: done")):
+                break
         os.kill(process.pid, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     before = made_in(out)
@@ -174,7 +210,6 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
 
 def test_where_int8_does_not_pay_it_says_so_and_takes_back_what_was_offered(tmp_path: Path) -> None:
     model, out = search_models.beside(search_models.heavy(tmp_path / "net.onnx")), tmp_path / "out"
-    (tmp_path / "net.toml").write_text((tmp_path / "net.toml").read_text())
     assert Run(model, out, budget_s=1.0).report.exit_code == 0
     mine = out / "mine.txt"
     mine.write_text("somebody else's")
@@ -182,7 +217,7 @@ def test_where_int8_does_not_pay_it_says_so_and_takes_back_what_was_offered(tmp_
     (tmp_path / "net.toml").write_text((tmp_path / "net.toml").read_text().replace("logits", "scores"))
     report = Run(model, out, budget_s=1.0).report
     assert report.exit_code == 1
-    assert "INT8 does not pay" in report.conclusion or "nothing passes" in report.conclusion
+    assert "INT8 does not pay" in report.conclusion
     assert {path.name for path in out.iterdir()} == {
         ".work",
         "mine.txt",
@@ -190,6 +225,16 @@ def test_where_int8_does_not_pay_it_says_so_and_takes_back_what_was_offered(tmp_
         "report.md",
         "pareto.svg",
     }
+
+
+def test_what_is_offered_for_a_further_target_stands_where_the_first_has_nothing(tmp_path: Path) -> None:
+    model = search_models.beside(search_models.heavy(tmp_path / "net.onnx"))
+    report = Run(model, tmp_path / "out", budget_s=1.0, min_sqnr_db=150.0, targets=(HERE, "cuda")).report
+    assert [report.file(one) for one in report.targets] == [None, "net.onnx"]
+    assert report.exit_code == 1
+    assert read_facts(tmp_path / "out" / "net.onnx").precision == "fp16"
+    inspection = inspect_model(tmp_path / "out" / "net.onnx", scratch=tmp_path)
+    assert inspection.guess.complete().targets == TARGETS["cuda"].hints
 
 
 def test_a_gate_that_nothing_reaches_names_the_best_and_what_it_lacks(tmp_path: Path) -> None:
@@ -229,6 +274,46 @@ def test_the_model_itself_is_never_written_over(tmp_path: Path) -> None:
     assert model.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    "name", ["net.onnx", "net.toml", "labels.txt", "report.json", "report.md", "pareto.svg", "net-cuda.onnx"]
+)
+def test_what_somebody_else_wrote_is_neither_written_over_nor_deleted(name: str, tmp_path: Path) -> None:
+    model = search_models.beside(search_models.heavy(tmp_path / "net.onnx"))
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("mine")
+    error = rejected(model, out, targets=(HERE, "cuda"))
+    assert str(out / name) in error.what
+    assert "would be written over" in error.what
+    assert (out / name).read_text() == "mine"
+    assert [path.name for path in out.iterdir() if path.name != ".work"] == [name]
+
+
+def test_a_model_s_own_sidecar_and_labels_in_the_way_are_kept(tmp_path: Path) -> None:
+    """`quantise ow/float.onnx --sidecar ow/net.toml --out ow`, as somebody did."""
+    model = search_models.beside(search_models.heavy(tmp_path / "net.onnx"))
+    floating = model.rename(tmp_path / "float.onnx")
+    sidecar = tmp_path / "net.toml"
+    sidecar.write_text(f'name = "net"\n{sidecar.read_text()}')
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    assert "net.toml" in rejected(floating, tmp_path, sidecar=sidecar).what
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_what_an_earlier_run_wrote_is_its_own_until_somebody_changes_it(tmp_path: Path) -> None:
+    place = tmp_path / "out"
+    (place / ".work").mkdir(parents=True)
+    quantise_files._write(place / "net.toml", "sidecar")  # and there it was killed
+    check_place("net", ["x86-64"], place)
+    quantise_files._write(place / "report.json", '{"schema": "edgeward.quantise/1", "files": {}}')
+    check_place("net", ["x86-64"], place)
+    (place / "net.toml").write_text("sidecar, with a note")
+    with pytest.raises(Rejected, match=r"net\.toml is not what an earlier run left"):
+        check_place("net", ["x86-64"], place)
+    quantise_files._forget(place)
+    assert (place / "net.toml").read_text() == "sidecar, with a note"
+
+
 def test_outputs_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     model = search_models.beside(search_models.heavy(tmp_path / "net.onnx", bad=True))
     assert "not finite" in rejected(model, tmp_path / "out").what
@@ -263,6 +348,12 @@ def test_samples_of_another_shape_are_refused_by_name(tmp_path: Path) -> None:
     assert "(8, 3, 16, 16)" in error.what
 
 
+def test_two_runs_into_one_place_are_one_too_many(tmp_path: Path) -> None:
+    model = search_models.beside(search_models.heavy(tmp_path / "net.onnx"))
+    with Workspace(tmp_path / "out" / ".work").alone():
+        assert "Another quantise is at work" in rejected(model, tmp_path / "out").what
+
+
 def test_a_directory_that_cannot_be_made_is_unavailable(tmp_path: Path) -> None:
     model = search_models.beside(search_models.heavy(tmp_path / "net.onnx"))
     (tmp_path / "file").write_text("")
@@ -289,6 +380,8 @@ def contract(task: Task) -> Contract:
         ("classification", {"max_drop": 0.25}, {}, Gate(agreement=0.75)),
         ("classification", {"min_agreement": 0.8, "min_sqnr_db": 9.0}, {}, Gate(0.8, 9.0)),
         ("tensor", {"min_sqnr_db": 9.0}, {}, Gate(sqnr_db=9.0)),
+        ("vad", {}, {}, Gate(sqnr_db=15.0)),
+        ("vad", {"min_agreement": 0.9}, {}, Gate(0.9)),
     ],
 )
 def test_gates(task: Task, how: dict[str, float], metadata: dict[str, str], expected: Gate) -> None:
@@ -296,6 +389,35 @@ def test_gates(task: Task, how: dict[str, float], metadata: dict[str, str], expe
     gate, why = gate_of(request, contract(task), metadata)
     assert gate == expected
     assert why
+
+
+def test_a_detector_s_boxes_may_be_a_gate() -> None:
+    port = OutputPort(name="y", dtype="float32", shape=(1, 7, 50))
+    known = contract("detection").model_copy(update={"outputs": (port,)})
+    boxes = Detections(known, 3, None, Settings(0.25))
+    gate, _ = gate_of(QuantiseRequest(Path("m.onnx"), max_drop=0.25), known, {}, boxes)
+    assert gate == Gate(agreement=0.75, answers="boxes found by both")
+    with pytest.raises(Rejected, match="no first answers"):
+        gate_of(QuantiseRequest(Path("m.onnx"), max_drop=0.25), known, {})
+
+
+@pytest.mark.parametrize(
+    ("about", "labels", "known"),
+    [("", 3, True), ("trained", None, True), ("X, random weights (seed 0)", 3, False), ("", 5, False)],
+)
+def test_boxes_are_read_where_that_means_something(
+    about: str, labels: int | None, known: bool, tmp_path: Path
+) -> None:
+    """Random weights find nothing: there the output counts as a whole."""
+    node = helper.make_node("Relu", ["x"], ["y"])
+    made = model_of([node], {"x": [1, 7, 50]}, {"y": [1, 7, 50]}, {})
+    helper.set_model_props(made, {"about": about})
+    path = save(tmp_path / "d.onnx", made)
+    found = inspect_model(path, None, {"task": "detection", "name": "d"}, scratch=tmp_path)
+    if labels is not None:
+        (tmp_path / "labels.txt").write_text("\n".join(f"c{k}" for k in range(labels)))
+        found = replace(found, guess=replace(found.guess, labels=tmp_path / "labels.txt"))
+    assert (boxes_of(found) is not None) == known
 
 
 def test_agreement_means_nothing_without_classes() -> None:

@@ -18,6 +18,7 @@ from edgeward_models.quantise_report import (
     brief,
     conclude,
     decibels,
+    in_float,
     markdown,
     plot,
     rows,
@@ -99,6 +100,34 @@ def test_every_outcome_has_its_sentence(found: TargetReport, words: list[str]) -
         assert word in text
 
 
+def test_the_main_file_is_that_of_the_first_target_with_something_on_offer(report: QuantiseReport) -> None:
+    nothing, found, more = (
+        replace(one, target=name)
+        for name, one in (
+            ("arm64", target(candidate(1.2))),
+            ("x86-64", target(CHOSEN, chosen=0, final=FINAL)),
+            ("cuda", target(CHOSEN, chosen=0, final=FINAL)),
+        )
+    )
+    told = replace(report, targets=(nothing, found, more))
+    assert told.main is found
+    assert [told.file(one) for one in told.targets] == [None, "colours.onnx", "colours-cuda.onnx"]
+    assert told.exit_code == 1
+    assert replace(report, targets=(nothing,)).main is None
+
+
+def test_what_there_was_no_time_to_test_is_no_failure_of_the_gate() -> None:
+    assert "the budget ended before u8 x pair, minmax was held against" in conclude(target(candidate(0.5)))
+
+
+def test_a_detector_agrees_on_boxes() -> None:
+    boxes = Gate(agreement=0.9, answers="boxes found by both")
+    found = replace(target(CHOSEN, chosen=0, final=FINAL), gate=boxes)
+    assert "boxes found by both 0.940" in conclude(found)
+    low = replace(target(candidate(0.5, 0.8)), gate=boxes)
+    assert "boxes found by both 0.800, where 0.900 is needed" in conclude(low)
+
+
 def test_what_can_be_done_depends_on_what_is_lacking(report: QuantiseReport) -> None:
     assert advice(report) == ""
     assert report.exit_code == 0
@@ -163,6 +192,14 @@ def test_markdown_tells_samples_machine_gate_and_candidates(report: QuantiseRepo
     assert "| u8 x pair, minmax |" in text
     assert "(as asked for)" in text
     assert plot(report).count("<title>") == 1
+
+
+def test_operators_in_float_are_named_where_integers_were_meant() -> None:
+    found = replace(target(CHOSEN), unsupported=("Erf", "Softmax"))
+    assert in_float(found) == "In float on this target: Erf, Softmax."
+    assert in_float(target(CHOSEN)) == ""
+    half = replace(CHOSEN, measured=replace(CHOSEN.measured, scheme=Scheme("fp16")))
+    assert in_float(replace(target(half), unsupported=("Conv", "Gemm"))) == ""
 
 
 def test_decibels_for_people() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from edgeward_models.race import GROUP, Contender, Timing, _Run, _Runner, in_turn, race
+from edgeward_models.race import (
+    GROUP,
+    LATE,
+    Contender,
+    Timing,
+    _blur,
+    _Rounds,
+    _Run,
+    _Runner,
+    in_turn,
+    race,
+    race_steadily,
+)
+from edgeward_models.statistics import Interval
 from edgeward_wire.verdict import Plan
 from runtime import builders
 
@@ -128,6 +142,27 @@ def test_a_disturbed_round_does_not_count_where_there_are_others() -> None:
     assert (timing.runs, timing.ratio, timing.p99_ms) == (3, 0.5, 1000.0)
     few = runner.timing(_Runner(Contender("fp32", Path("f.onnx"), PLAN)), 4)
     assert (few.runs, few.p99_ms) == (5, 9000.0)
+
+
+def test_past_its_time_a_race_waits_for_nobody() -> None:
+    waits, late = _Rounds(1.0, 20, 400, math.inf), _Rounds(1.0, 20, 400, 0.0)
+    assert waits.done(20, 20, 1.0)
+    assert not waits.done(20, 19, 1.0)  # for undisturbed rounds, three times as long
+    assert waits.done(20, 0, 3.0)
+    assert not waits.done(19, 19, 9.0)
+    assert late.done(LATE, 0, 1.0)
+    assert not late.done(LATE - 1, 0, 9.0)
+    assert not late.done(LATE, LATE, 0.5)
+
+
+def test_what_was_blurred_races_again_unless_it_is_late(model: Path) -> None:
+    contenders = [Contender(name, model, PLAN) for name in ("fp32", "again")]
+    (_, kept) = race_steadily(contenders, feeds(), goal_s=0.01, least=2, late=0.0)
+    assert kept.runs >= 2
+    (_, best) = race_steadily(contenders, feeds(), goal_s=0.01, least=2)
+    assert best.interval is not None
+    assert _blur(Timing("x", 9, 1, 1, 1, 0.5, Interval(0.4, 0.6))) == pytest.approx(0.4)
+    assert _blur(Timing("x", 0, reason="It does not load.")) == 0.0
 
 
 def test_time_bounds_the_rounds(model: Path) -> None:

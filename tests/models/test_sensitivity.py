@@ -84,6 +84,17 @@ def test_a_deadline_leaves_out_what_was_not_reached(tmp_path: Path) -> None:
     assert rank_layers(prepared, SCHEME, ranges, feeds, deadline=time.monotonic() - 1) == []
 
 
+def test_what_is_known_is_not_measured_again_and_stays_where_time_is_up(tmp_path: Path) -> None:
+    prepared, ranges, feeds = ready(quant_models.resnet(tmp_path / "m.onnx"), tmp_path)
+    known = {"stem": 1.5, "not a layer": 1.0}
+    late = rank_layers(prepared, SCHEME, ranges, feeds, known=known, deadline=time.monotonic() - 1)
+    assert [(layer.name, layer.op, layer.sqnr_db) for layer in late] == [("stem", "Conv", 1.5)]
+    assert late[0].macs_share > 0
+    steps: list[int] = []
+    rank_layers(prepared, SCHEME, ranges, feeds, known=known, progress=lambda _, done, __: steps.append(done))
+    assert steps == list(range(1, 8))
+
+
 def test_layers_that_are_not_asked_for_are_not_ranked(tmp_path: Path) -> None:
     prepared, ranges, feeds = ready(quant_models.resnet(tmp_path / "m.onnx"), tmp_path)
     kept = rank_layers(prepared, SCHEME.keeping("stem", "fc"), ranges, feeds)

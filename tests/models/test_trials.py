@@ -11,12 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 
+from edgeward_models.answers import Detections
 from edgeward_models.calibration import calibrate
 from edgeward_models.prepare import prepare
 from edgeward_models.quantiser import quantise
 from edgeward_models.schemes import Scheme
-from edgeward_models.trials import Bench, Judged, drive, effort, saturation, set_bench, side_by_side
+from edgeward_models.trials import Bench, Judged, apart, drive, effort, saturation, set_bench, side_by_side
 from edgeward_runtime.sessions import CPU, open_exact
+from edgeward_runtime.tasks.detection import Settings
 from edgeward_wire.contract import Contract, InputPort, OutputPort
 from edgeward_wire.errors import Rejected
 from edgeward_wire.verdict import Plan
@@ -144,6 +146,43 @@ def test_outputs_unlike_their_own_exact_ones_are_excluded_with_both_numbers(tmp_
     assert judged.parity is not None
     assert judged.parity < 0.99
     assert f"cosine {judged.parity:.4f} with its own exact ones, below 0.99" in judged.excluded
+
+
+def detections(scores: np.ndarray) -> dict[str, np.ndarray]:
+    """Boxes of some hundred pixels and the scores of three classes."""
+    boxes = np.random.default_rng(1).uniform(10, 600, (1, 4, 50))
+    return {"y": np.concatenate([boxes, scores], axis=1).astype(np.float32)}
+
+
+def test_a_detectors_scores_are_not_hidden_by_its_boxes() -> None:
+    port = OutputPort(name="y", dtype="float32", shape=(1, 7, 50))
+    contract = CLASSIFYING.model_copy(update={"task": "detection", "outputs": (port,)})
+    boxes = Detections(contract, 3, None, Settings(0.25))
+    scores = np.zeros((1, 3, 50))
+    scores[0, 1, :5] = 0.9
+    pairs = [(detections(scores), detections(np.zeros_like(scores)))]  # it sees nothing any more
+    whole, split = apart(contract, pairs), apart(contract, pairs, boxes)
+    assert whole.sqnr() is not None
+    assert whole.sqnr()[0] > 40  # type: ignore[index]
+    assert split.sqnr()[0] == pytest.approx(0.0)  # type: ignore[index]
+    assert split.agreement()[0] == 0.0  # type: ignore[index]
+    same = apart(contract, [(detections(scores), detections(scores))], boxes)
+    assert same.agreement()[0] == 1.0  # type: ignore[index]
+    nobody = detections(np.zeros_like(scores))
+    assert apart(contract, [(nobody, nobody)], boxes).agreement() is None
+
+
+@pytest.mark.parametrize(
+    ("activation", "reference", "mine", "agreed"),
+    [("none", 0.6, 0.4, 0.0), ("none", 0.6, 0.9, 1.0), ("sigmoid", 0.1, -0.1, 0.0)],
+)
+def test_one_number_is_the_second_of_two_classes(
+    activation: str, reference: float, mine: float, agreed: float
+) -> None:
+    port = CLASSIFYING.outputs[0].model_copy(update={"shape": (1, 1), "activation": activation})
+    contract = CLASSIFYING.model_copy(update={"task": "vad", "outputs": (port,)})
+    pair = tuple({"logits": np.array([[value]], np.float32)} for value in (reference, mine))
+    assert apart(contract, [pair]).agreed == (agreed,)  # type: ignore[list-item]
 
 
 def test_weights_tell_what_may_saturate_without_vnni(net: Net) -> None:

@@ -71,8 +71,23 @@ def test_what_fails_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_the_leftovers_of_a_killed_run_are_swept_away(tmp_path: Path) -> None:
     (tmp_path / ".making-abc").mkdir()
     (tmp_path / ".making-abc" / "half").write_bytes(b"half")
-    Workspace(tmp_path)
+    space = Workspace(tmp_path)
+    with space.alone(), pytest.raises(Rejected, match="at work"), Workspace(tmp_path).alone():
+        pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_another_run_is_making_stays(tmp_path: Path) -> None:
+    def make(path: Path) -> None:
+        with pytest.raises(Rejected, match=f"Another quantise is at work in {tmp_path}"), other.alone():
+            pass
+        path.write_bytes(b"whole")
+
+    space, other = Workspace(tmp_path / "work"), Workspace(tmp_path / "work")
+    with space.alone():
+        assert space.file("a", {}, make).read_bytes() == b"whole"
+    with other.alone():  # it ends with who held it
+        pass
 
 
 def test_json_comes_back_as_it_went(tmp_path: Path) -> None:
@@ -85,6 +100,15 @@ def test_json_comes_back_as_it_went(tmp_path: Path) -> None:
     for _ in range(2):
         assert Workspace(tmp_path).json("ranges", {"m": "minmax"}, make) == {"b": [1, 2.5, None], "a": "é"}
     assert len(calls) == 1
+
+
+def test_work_that_goes_on_is_kept_as_far_as_it_got(tmp_path: Path) -> None:
+    space = Workspace(tmp_path)
+    assert space.so_far("layers", {"a": 1}) is None
+    space.keep("layers", {"a": 1}, {"b": 1.0})
+    space.keep("layers", {"a": 1}, {"b": 1.0, "c": 2.0})
+    assert space.so_far("layers", {"a": 1}) == {"b": 1.0, "c": 2.0}
+    assert space.so_far("layers", {"a": 2}) is None
 
 
 def test_a_directory_that_cannot_be_made_is_the_worlds_fault(tmp_path: Path) -> None:

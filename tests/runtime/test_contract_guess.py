@@ -305,7 +305,6 @@ def test_limits_targets_annotations_variants_and_the_report_are_read(tmp_path: P
         ('precision = "int4"', "precision 'int4' is not known"),
         ('name = "No Good"', "cannot be a model's name"),
         ('labels = "none.txt"', "labels file .* is not there"),
-        ('samples = "none"', "samples .* are not there"),
         ("inputs = 3", "one table for each name"),
         ("limits = 3", "is a table of settings"),
         ("[limits]\np99 = 3", r"\[limits\] has the unknown key 'p99'"),
@@ -320,6 +319,17 @@ def test_a_wrong_declaration_is_named(tmp_path: Path, sidecar: str, says: str) -
     (tmp_path / "m.toml").write_text(sidecar)
     with pytest.raises(Rejected, match=says):
         guess(path)
+
+
+def test_samples_that_are_gone_are_missing_only_to_what_needs_them(tmp_path: Path) -> None:
+    path = classifier(tmp_path / "m.onnx")
+    labels_file(tmp_path / "labels.txt")
+    sidecar_file(tmp_path / "m.toml", samples="none")
+    known = guess(path)
+    assert known.samples is None
+    assert known.complete(without=("samples",)) is known
+    with pytest.raises(Rejected, match=r"samples .* are not there"):
+        known.complete()
 
 
 def test_a_wrong_file_is_named(tmp_path: Path) -> None:

@@ -31,15 +31,19 @@ def command(
         list[str] | None,
         typer.Option(help="x86-64, arm64, tensorrt or cuda; repeat it.", show_default="this machine's"),
     ] = None,
-    budget: Annotated[str, typer.Option(help="How long to search, e.g. 5m.")] = "10m",
+    budget: Annotated[
+        str,
+        typer.Option(help="How long to search, e.g. 5m; the base and the final figures are always taken."),
+    ] = "10m",
     max_drop: Annotated[
         float | None,
         typer.Option(
-            help="Gate: how much top-1 agreement with FP32 may be lost, e.g. 0.01.", show_default="0.10"
+            help="Gate: how much agreement with FP32 may be lost (first answers, a detector's boxes).",
+            show_default="0.10",
         ),
     ] = None,
     min_agreement: Annotated[
-        float | None, typer.Option(help="Gate: the top-1 agreement with FP32.", show_default="0.90")
+        float | None, typer.Option(help="Gate: the agreement with FP32.", show_default="0.90")
     ] = None,
     min_sqnr: Annotated[
         float | None, typer.Option(help="Gate: SQNR in dB.", show_default="15 where nothing is classified")
@@ -47,6 +51,7 @@ def command(
     keep_float: Annotated[
         list[str] | None, typer.Option(metavar="NODE", help="A node that stays in float; repeat it.")
     ] = None,
+    task: Annotated[str | None, typer.Option(help="classification, detection, ...")] = None,
     threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads to measure with.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of the samples.")] = 0,
     sidecar: Annotated[
@@ -69,7 +74,7 @@ def command(
     request = QuantiseRequest(
         model=model,
         sidecar=sidecar,
-        flags=checked.settings(settings or []),
+        flags={**checked.settings(settings or []), **({} if task is None else {"task": task})},
         samples=samples,
         targets=tuple(target or ()),
         budget_s=checked.seconds(budget),
@@ -98,7 +103,7 @@ def _show(board: Progressing, what: str, done: int, total: int) -> None:
 def _print(report: QuantiseReport, out: Path) -> None:
     """The candidates, what it comes to and where the files are on stdout; the next step on stderr."""
     from edgeward_ctl import screen
-    from edgeward_models.quantise_report import COLUMNS, advice, brief, conclude
+    from edgeward_models.quantise_report import COLUMNS, WEAK, advice, brief, conclude, in_float
 
     console = screen.out()
     for one in report.targets:
@@ -108,10 +113,15 @@ def _print(report: QuantiseReport, out: Path) -> None:
         if more:
             console.print(f"and {more} more in the report", markup=False)
         console.print(conclude(one), markup=False, soft_wrap=True)
-    if report.targets[0].offered is not None:
-        console.print(f"offered  {out / f'{report.name}.onnx'}", markup=False, soft_wrap=True)
+        if line := in_float(one):
+            console.print(line, markup=False, soft_wrap=True)
+    for one in report.targets:
+        if name := report.file(one):
+            console.print(f"offered  {out / name}", markup=False, soft_wrap=True)
     console.print(f"report   {out / 'report.md'}", markup=False, soft_wrap=True)
     threads = f"{report.threads} thread{'s' if report.threads > 1 else ''}"
     screen.say(f"Measured on {report.machine.cpu}, {threads}. {report.machine.capability}.")
+    if report.evidence == "weak":
+        screen.say(WEAK)
     step = advice(report) or f"agent-ctl deploy {out / f'{report.name}.onnx'} --fleet NAME"
     screen.say(f"next: {step}")
