@@ -12,13 +12,15 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
+import socket
 import sys
 import time
 from pathlib import Path
 
 from edgeward_agent import local_cli, results_cli, sources_cli
 from edgeward_wire import __version__
-from edgeward_wire.errors import EdgewardError
+from edgeward_wire.errors import EdgewardError, Rejected
 
 DEFAULT_STATE = "/var/lib/edgeward"
 DEFAULT_CONFIG = "/etc/edgeward/agent.toml"
@@ -57,7 +59,9 @@ def _parser(*, local: bool) -> argparse.ArgumentParser:
 
     enroll = commands.add_parser("enroll", help="make this machine a device of a fleet")
     enroll.add_argument("enrolment", metavar="STRING", help="what `agent-ctl enroll-token` printed")
-    enroll.add_argument("--device", metavar="ID", help="the device's id; default: `device` in agent.toml")
+    enroll.add_argument(
+        "--device", metavar="ID", help="the device's id; default: `device` in agent.toml, else the host name"
+    )
     _places(enroll)
     enroll.set_defaults(handler=_enroll)
 
@@ -108,14 +112,35 @@ def _start_logging(level: str) -> None:
 def _enroll(args: argparse.Namespace) -> int:
     from edgeward_agent.config import load_config
     from edgeward_agent.enrol import enrol
-    from edgeward_wire.errors import Rejected
 
-    device = args.device or load_config(args.config).device
-    if device is None:
-        raise Rejected("Which device is this?", "Name it: --device edge-01")
+    device = args.device or load_config(args.config).device or _own_name(socket.gethostname())
+    _become_owner(args.state)
     identity = enrol(args.enrolment, device, args.state, wait=time.sleep, say=print)
     print(f"This is now device {identity.device} of fleet {identity.fleet}.")
     return 0
+
+
+def _own_name(host: str) -> str:
+    """A device id made of this machine's host name.
+
+    Raises:
+        Rejected: it makes none, or one that any machine may have.
+    """
+    name = re.sub(r"[^a-z0-9]+", "-", host.partition(".")[0].lower())[:63].strip("-")
+    if name in ("", "localhost"):
+        raise Rejected(f"The host name {host!r} makes no device id.", "Name the device: --device edge-01")
+    return name
+
+
+def _become_owner(state: Path) -> None:
+    """Under sudo: what root writes, the agent's user, who owns the state directory, could not read."""
+    if os.geteuid() != 0 or not state.is_dir():
+        return
+    owner = state.stat()
+    if owner.st_uid != 0:
+        os.setgroups([])
+        os.setgid(owner.st_gid)
+        os.setuid(owner.st_uid)
 
 
 def _run(args: argparse.Namespace) -> int:

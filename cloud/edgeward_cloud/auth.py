@@ -7,6 +7,7 @@ another's. No secret is ever logged or answered.
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 from collections import OrderedDict
@@ -29,29 +30,50 @@ MAX_REMEMBERED = 1000
 
 _DEVICE = re.compile(DEVICE_PATTERN)
 _CLAIMS = ["iss", "aud", "iat", "exp", "jti"]
+_log = logging.getLogger(__name__)
 
 
 class Operators:
-    """The operators' tokens, read again whenever the file has changed: `token` may run beside the cloud."""
+    """The operators' tokens, read again whenever the file has changed: `token` may run beside the cloud.
+
+    While the file cannot be read, those that were known go on counting; a damaged one admits nobody.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
         self._seen: tuple[int, int, int] | None = None
         self._records: dict[str, OperatorRecord] = {}
+        self._fault = ""
 
     def name_of(self, token: str) -> str | None:
         """Whose token it is; None: nobody's."""
         with self._lock:
             try:
-                stat = self._path.stat()
-            except FileNotFoundError:
-                return None
-            seen = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-            if seen != self._seen:
-                self._records = load_operators(self._path)
-                self._seen = seen
+                self._read_what_changed()
+            except OSError as error:
+                self._say(str(error))
+            else:
+                self._say("")
             return find_operator(self._records, token)
+
+    def _read_what_changed(self) -> None:
+        try:
+            stat = self._path.stat()
+        except FileNotFoundError:
+            self._records, self._seen = {}, None
+            return
+        seen = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        if seen != self._seen:
+            self._records = load_operators(self._path)
+            self._seen = seen
+
+    def _say(self, fault: str) -> None:
+        if fault and not self._fault:
+            _log.error("The operators' tokens cannot be read, the old ones count: %s", fault)
+        if self._fault and not fault:
+            _log.info("The operators' tokens can be read again.")
+        self._fault = fault
 
 
 def unauthorised(what: str, next_step: str) -> Refused:

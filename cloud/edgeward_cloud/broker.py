@@ -236,8 +236,9 @@ class Broker:
         """
         self._write(viewers, revoked)
         with self._lock:
-            if self._child is not None and self._child.poll() is None:
-                self._child.send_signal(signal.SIGHUP)
+            child = self._child
+        if child is not None:
+            _read_again(child)
 
     @property
     def alive(self) -> bool:
@@ -318,6 +319,29 @@ class Broker:
             log.log(
                 logging.WARNING if line.startswith("Error") else logging.DEBUG, "mosquitto: %s", line[:500]
             )
+
+
+def _read_again(child: subprocess.Popen[str]) -> None:
+    """SIGHUP, once it has a handler for it. It listens before it has one, and the signal would kill it."""
+    deadline = time.monotonic() + START_S
+    while child.poll() is None and not _handles(child.pid, signal.SIGHUP):
+        if time.monotonic() > deadline:
+            log.error("broker: Mosquitto does not take signals; it is started again, with the new lists.")
+            child.kill()
+            return
+        time.sleep(0.01)
+    if child.poll() is None:  # one that has ended is followed by one that reads the new files
+        child.send_signal(signal.SIGHUP)
+
+
+def _handles(pid: int, number: signal.Signals) -> bool:
+    """Whether a signal would reach a process rather than end it: it catches it, or has it wait."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:  # it has just ended, or this is no Linux
+        return not Path("/proc/self/status").exists()
+    masks = re.findall(r"^Sig(?:Blk|Cgt):\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return any(int(mask, 16) >> (number - 1) & 1 for mask in masks)
 
 
 def _check_free(bind: str, port: int) -> None:

@@ -6,6 +6,8 @@ Errors are two lines on stderr, `error:` and `next:`, and exit code 1; no traceb
 from __future__ import annotations
 
 import argparse
+import os
+import pwd
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +16,7 @@ from edgeward_cloud.ceremony import Wishes, create_cloud, explain
 from edgeward_cloud.operators import load_operators, new_token
 from edgeward_cloud.settings import LOOPBACK, Settings
 from edgeward_wire import __version__
-from edgeward_wire.errors import EdgewardError
+from edgeward_wire.errors import EdgewardError, Rejected
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,7 +58,7 @@ def _up(options: argparse.Namespace) -> None:
 
 
 def _token(options: argparse.Namespace) -> None:
-    settings = Settings.load(options.dir)
+    settings = _owned(options.dir, f"token --dir {options.dir} {options.name}")
     known = options.name in load_operators(settings.operators_file)
     token = new_token(settings.operators_file, options.name)
     print(token)
@@ -69,11 +71,31 @@ def _token(options: argparse.Namespace) -> None:
 
 
 def _resign(options: argparse.Namespace) -> None:
-    settings = Settings.load(options.dir)
+    settings = _owned(options.dir, f"resign --dir {options.dir} --keys {options.keys}")
     from edgeward_cloud.registry.offline import resign_offline
 
     for role, expires in resign_offline(settings, options.keys).items():
         print(f"{role} is signed until {expires:%Y-%m-%d}.")
+
+
+def _owned(directory: Path, command: str) -> Settings:
+    """The settings, if the directory is ours: what root writes there, the cloud could not read any more.
+
+    Raises:
+        Rejected: it belongs to somebody else, or there is no cloud in it.
+    """
+    settings = Settings.load(directory)
+    owner = settings.dir.stat().st_uid
+    if owner == os.geteuid():
+        return settings
+    try:
+        name = pwd.getpwuid(owner).pw_name
+    except KeyError:
+        name = f"#{owner}"
+    raise Rejected(
+        f"{directory} belongs to {name}: files of another user would lock the cloud out of it.",
+        f"Run it as its owner: runuser -u {name} -- edgeward-cloud {command}",
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -65,8 +65,9 @@ async def _serve(settings: Settings) -> None:
         listener = stack.enter_context(_listening(settings))
         store = await stack.enter_async_context(open_store(settings.database_url))
         pki, registry = _pki(settings), Registry(settings)
+        lists = await access.prepare(store, pki, time.time())
         broker = (
-            await stack.enter_async_context(_broker(settings, store)) if settings.broker.managed else None
+            await stack.enter_async_context(_broker(settings, lists)) if settings.broker.managed else None
         )
         inbox = Inbox()
         link = Link(settings.broker_connect, pki, inbox)
@@ -82,7 +83,6 @@ async def _serve(settings: Settings) -> None:
             deliver=link.deliver,
             results=ingest.results,
         )
-        await access.apply(services)
         director = Director(store, registry, link.deliver)
         parts = _Parts(stop)
         stack.push_async_callback(parts.stop)
@@ -201,13 +201,10 @@ def _files(files: TlsFiles) -> tuple[Path, Path]:
 
 
 @asynccontextmanager
-async def _broker(settings: Settings, store: Store) -> AsyncIterator[Broker]:
+async def _broker(settings: Settings, lists: access.Lists) -> AsyncIterator[Broker]:
     broker = Broker(settings)
-    async with store.read() as session:
-        viewers = await operations.viewer_usernames(session)
-        revoked = await operations.revoked_devices(session)
     try:
-        await asyncio.to_thread(broker.start, viewers, revoked)
+        await asyncio.to_thread(broker.start, lists.viewers, lists.revoked)
         yield broker
     finally:
         await asyncio.to_thread(broker.stop)

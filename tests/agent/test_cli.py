@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from agent.test_status import MAIN, status, write
+from edgeward_agent import cli
+from edgeward_wire.errors import Rejected
 
 HEAVY = ("numpy", "cv2", "onnxruntime", "edgeward_runtime", "fastapi")
 PROVE = f"""
@@ -74,7 +76,7 @@ def test_status(tmp_path: Path) -> None:
         (("status",), "No edgeward-agent has run on"),
         (("run",), "not enrolled"),
         (("enroll", "edgeward1.abc", "--device", "edge-01a"), "enrolment string"),
-        (("enroll", "edgeward1.abc"), "Which device is this?"),
+        (("enroll", "edgeward1.abc"), "enrolment string"),  # the host name is its id
     ],
 )
 def test_errors_are_two_lines_and_no_traceback(tmp_path: Path, words: tuple[str, ...], error: str) -> None:
@@ -109,3 +111,36 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     command = f"{sys.executable} -m edgeward_agent.cli status --state {tmp_path} | true"
     found = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60, check=False)
     assert found.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("host", "device"),
+    [
+        ("door-7", "door-7"),
+        ("Door_7.plant.example", "door-7"),
+        ("--x--", "x"),
+        ("a" * 80, "a" * 63),
+        ("a" * 62 + "-b", "a" * 62),
+    ],
+)
+def test_a_device_is_called_as_its_host(host: str, device: str) -> None:
+    assert cli._own_name(host) == device
+
+
+def test_root_becomes_the_owner_of_the_state_directory(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can become someone else")
+    os.chown(tmp_path, 65534, 65533)
+    code = "import os, sys; from pathlib import Path; from edgeward_agent.cli import _become_owner\n"
+    code += "_become_owner(Path(sys.argv[1])); print(os.getuid(), os.getgid(), os.getgroups())"
+    for directory, expected in ((tmp_path, "65534 65533 []"), (tmp_path / "none", "0 0 ")):
+        command = [sys.executable, "-c", code, str(directory)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.stdout.startswith(expected), done.stderr
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost.localdomain", "", "___", "\u00fc"])
+def test_a_host_name_that_is_no_id_is_said(host: str) -> None:
+    with pytest.raises(Rejected, match="makes no device id") as caught:
+        cli._own_name(host)
+    assert "--device" in caught.value.next_step

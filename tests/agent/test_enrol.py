@@ -2,7 +2,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
+import socket
 import stat
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -130,6 +136,36 @@ def test_a_device_enrols(do: Enrol, cloud: Cloud, tmp_path: Path) -> None:
     assert stat.S_IMODE(identity.key_path.stat().st_mode) == 0o600
     assert stat.S_IMODE(identity.directory.stat().st_mode) == 0o700
     identity.client_context()
+
+
+def test_what_enroll_token_prints_is_enough(cloud: Cloud) -> None:
+    """`sudo edgeward-agent enroll STRING`, on a machine where systemd runs the agent as another user."""
+    someone = 65534 if os.geteuid() == 0 else os.geteuid()
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        home.chmod(0o755)
+        (home / "state").mkdir(mode=0o700)
+        os.chown(home / "state", someone, -1)
+        if not _can_run_python(someone):
+            pytest.skip("this environment is for one user alone")
+        places = ["--state", str(home / "state"), "--config", str(home / "agent.toml")]
+        command = [sys.executable, "-m", "edgeward_agent.cli", "enroll", cloud.string(), *places]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        identity = Identity.load(home / "state")
+        assert identity.device == re.sub(r"[^a-z0-9]+", "-", socket.gethostname().split(".")[0].lower())
+        owners = {path.stat().st_uid for path in (home / "state").rglob("*")}
+        assert owners == {someone}
+
+
+def _can_run_python(user: int) -> bool:
+    who = {"user": user} if os.geteuid() == 0 else {}
+    code = "import edgeward_agent, cryptography"
+    try:
+        done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, **who)
+    except PermissionError:
+        return False
+    return done.returncode == 0
 
 
 def test_doing_it_again_keeps_the_key(do: Enrol) -> None:

@@ -142,3 +142,22 @@ def test_a_damaged_operators_file_admits_nobody(tmp_path: Path) -> None:
     os.utime(path, (1, 1))
     with pytest.raises(Rejected, match=r"operators\.json"):
         operators.name_of(token)
+
+
+def test_while_the_file_cannot_be_read_the_old_tokens_count(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "operators.json"
+    operators = Operators(path)
+    token = new_token(path, "ann")
+    assert operators.name_of(token) == "ann"
+    path.rename(tmp_path / "aside")
+    path.mkdir()  # what root may not read either
+    with caplog.at_level("INFO"):
+        assert [operators.name_of(token) for _ in range(3)] == ["ann"] * 3
+        assert len(caplog.records) == 1, "said once"
+        path.rmdir()
+        (tmp_path / "aside").rename(path)
+        other = new_token(path, "bob")
+        assert (operators.name_of(token), operators.name_of(other)) == ("ann", "bob")
+    assert "can be read again" in caplog.messages[-1]

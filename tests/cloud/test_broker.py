@@ -268,6 +268,34 @@ def test_a_broker_that_dies_is_started_again(settings: Settings, broker: Broker)
     eventually(connects, "the new one to take us")
 
 
+def test_new_lists_do_not_end_a_broker_that_is_still_starting(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it has a handler for SIGHUP, the signal is its end. Here it takes a second to get there."""
+    real = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin")
+    if real is None:
+        missing("mosquitto")
+    slow = tmp_path / "mosquitto"
+    slow.write_text(f'#!/bin/sh\n[ "$1" = -h ] || sleep 1\nexec {real} "$@"\n')
+    slow.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    broker = Broker(settings)
+    broker.start()
+    try:
+        first = broker.pid
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        eventually(lambda: broker.alive and broker.pid != first, "another Mosquitto")
+        second = broker.pid
+        broker.apply([], ["edge-01"])
+        with Peer(settings, "edge-01") as device:
+            topic = "edgeward/v1/edge-01/up/status"
+            eventually(lambda: not device.publish(topic), "the ACL to hold")
+        assert broker.pid == second
+    finally:
+        broker.stop()
+
+
 def test_stop_is_final_and_may_be_called_again(settings: Settings, broker: Broker) -> None:
     assert broker.alive
     broker.stop()

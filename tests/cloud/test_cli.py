@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -60,3 +61,19 @@ def test_an_unknown_command_is_argparse_own_error(capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit, match="2"):
         main(["dance"])
     assert "dance" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["token", "admin"], ["resign", "--keys", "/somewhere"]])
+def test_nobody_but_the_owner_writes_there(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What root left there, the cloud could not read: every request was answered with 500."""
+    settings = make_cloud(tmp_path / "cloud")
+    before = {path: path.stat().st_mtime_ns for path in settings.dir.rglob("*")}
+    monkeypatch.setattr(os, "geteuid", lambda: settings.dir.stat().st_uid + 1)
+    assert main([command[0], "--dir", str(settings.dir), *command[1:]]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "belongs to" in captured.err
+    assert f"-- edgeward-cloud {command[0]} --dir {settings.dir}" in captured.err
+    assert before == {path: path.stat().st_mtime_ns for path in settings.dir.rglob("*")}

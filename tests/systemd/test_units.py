@@ -1,7 +1,8 @@
-"""The units are valid for systemd itself, and their exposure is at most 2.0."""
+"""The units are valid for systemd itself and little exposed; the documented install finds its directories."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -50,3 +51,41 @@ def test_the_exposure_test_can_fail(tmp_path: Path) -> None:
     bare = tmp_path / "bare.service"
     bare.write_text("[Service]\nExecStart=/bin/true\n")
     assert analyse("security", "--offline=true", "--threshold=20", str(bare)).returncode != 0
+
+
+# --- the install that docs/operations.md describes
+
+STATES = {"edgeward": "var/lib/edgeward", "edgeward-cloud": "var/lib/edgeward-cloud"}
+
+
+def test_the_users_find_the_directories_that_they_write_to(tmp_path: Path) -> None:
+    """`init` and `enroll` run as these users, before any unit has made its StateDirectory."""
+    for program in ("systemd-sysusers", "systemd-tmpfiles"):
+        if shutil.which(program) is None:
+            missing(program)
+    if os.geteuid() != 0:
+        pytest.skip("only root can give directories away")
+    for folder, file in (("sysusers.d", "edgeward.sysusers"), ("tmpfiles.d", "edgeward.tmpfiles")):
+        place = tmp_path / "usr/lib" / folder / "edgeward.conf"
+        place.parent.mkdir(parents=True)
+        shutil.copy(SYSTEMD / file, place)
+    (tmp_path / "etc").mkdir()
+    for command in (["systemd-sysusers"], ["systemd-tmpfiles", "--create", "edgeward.conf"]):
+        done = subprocess.run(
+            [command[0], f"--root={tmp_path}", *command[1:]], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    users = dict(line.split(":")[:3:2] for line in (tmp_path / "etc/passwd").read_text().splitlines())
+    for user, directory in STATES.items():
+        found = (tmp_path / directory).stat()
+        assert (str(found.st_uid), found.st_mode & 0o777) == (users[user], 0o700), directory
+    assert (tmp_path / "etc/edgeward").stat().st_mode & 0o777 == 0o750
+
+
+@pytest.mark.parametrize(("section", "user"), [("cloud", "edgeward-cloud"), ("device", "edgeward")])
+def test_each_section_makes_the_directories_before_it_writes_there(section: str, user: str) -> None:
+    text = (SYSTEMD.parent / "docs/operations.md").read_text()
+    part = re.split(r"^## ", text, flags=re.M)[1 if section == "cloud" else 2]
+    assert section in part.splitlines()[0]
+    made = part.index("systemd-tmpfiles --create edgeward.conf")
+    assert part.index("systemd-sysusers") < made < part.index(f"runuser -u {user} --")
