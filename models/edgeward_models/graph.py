@@ -46,7 +46,7 @@ _DTYPES: dict[int, str] = {
     onnx.TensorProto.BOOL: "bool",
     onnx.TensorProto.STRING: "string",
 }
-_WIDTHS = {
+_WIDTHS: dict[int, int] = {
     **dict.fromkeys((onnx.TensorProto.UINT8, onnx.TensorProto.INT8, onnx.TensorProto.BOOL), 1),
     **dict.fromkeys(_HALVES, 2),
     **dict.fromkeys((onnx.TensorProto.FLOAT, onnx.TensorProto.INT32), 4),
