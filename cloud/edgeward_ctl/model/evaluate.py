@@ -49,6 +49,12 @@ Gated = Annotated[
         show_default=False,
     ),
 ]
+PerLayer = Annotated[
+    bool | None,
+    typer.Option(
+        "--per-layer/--no-per-layer", help="Where it departs from FP32.", show_default="if it is there"
+    ),
+]
 
 
 def command(
@@ -71,12 +77,7 @@ def command(
         typer.Option(min=1, max=10_000, help="At most so many.", show_default="all labelled, 300 others"),
     ] = None,
     max_drop: Gated = None,
-    per_layer: Annotated[
-        bool | None,
-        typer.Option(
-            "--per-layer/--no-per-layer", help="Where it departs from FP32.", show_default="if it is there"
-        ),
-    ] = None,
+    per_layer: PerLayer = None,
     boxes: Annotated[
         Boxes | None, typer.Option(help="What a detector's output is.", show_default="from its shape")
     ] = None,
