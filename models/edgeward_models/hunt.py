@@ -233,6 +233,10 @@ class _Hunt:
     def finals(self) -> None:
         """Race the best once more, longer; then hold the choice against the test samples."""
         self._race_finalists()
+        self._settle()
+
+    def _settle(self) -> None:
+        """Take what passes on the test samples too, or the next best that does, while there is time."""
         for walk in range(_WALKS):
             k = self._choice()
             if k is None:

@@ -102,7 +102,9 @@ def conclude(target: TargetReport) -> str:
     best = nearest(measured, target.gate)
     if best is not None and target.gate.passes(measured[best]):
         title = target.candidates[best].title
-        return f"{target.target}: the budget ended before {title} was held against the test samples."
+        return (
+            f"{target.target}: nothing is offered. {title} passes, but was not held against the test samples."
+        )
     if best is not None:
         return (
             f"{target.target}: nothing passes the gate. The best of those that pay,"
