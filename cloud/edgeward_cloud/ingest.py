@@ -1,9 +1,10 @@
 """From the broker into the database, and only then the acknowledgement.
 
 Invariants: a batch is committed before anything of it is acknowledged, to the device (`down/ack`) and to the
-broker, in that order; inserts are idempotent, so that what comes again leaves no trace. A message that
-is not valid is counted, logged once, acknowledged, and forgotten: it never blocks those behind it. A
-database that fails blocks everything, and nothing is lost: the broker keeps what was not acknowledged.
+broker, in that order; inserts are idempotent, so that what comes again leaves no trace. Only accepted devices
+are listened to, whatever the broker lets through. A message that is not valid is counted, logged once,
+acknowledged, and forgotten: it never blocks those behind it. A database that fails blocks everything, and
+nothing is lost: the broker keeps what was not acknowledged.
 """
 
 from __future__ import annotations
@@ -287,7 +288,7 @@ class Ingest:
         for topic, why in batch.faults:
             self._complain(topic, why)
         for device in batch.seen - known:
-            self._complain(f"{topics.ROOT}/{device}", "No such device is enrolled.")
+            self._complain(f"{topics.ROOT}/{device}", "No such device is accepted.")
         for device, result in batch.results:
             kept = self._results.setdefault(device, {}) if device in known else {}
             place = (result.pipeline, result.source)
@@ -305,7 +306,7 @@ class Ingest:
 
 
 async def commit(store: Store, batch: Batch) -> set[str]:
-    """Store a batch in one transaction; the devices of it that there are.
+    """Store a batch in one transaction; the devices of it that are accepted.
 
     Raises:
         Unavailable: the database cannot be written.

@@ -264,6 +264,29 @@ def _speak(d1: MqttDevice, result: ResultMessage) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.usefixtures("broker")
+async def test_only_accepted_devices_are_listened_to(
+    settings: Settings, store: Store, tmp_path: Path
+) -> None:
+    """Somebody else's broker may go on taking what a rejected device sends."""
+    async with store.write() as session:
+        await devices.change(session, "d2", {"admission": "rejected"})
+    async with ingesting(settings, store) as cloud:
+        with (
+            MqttDevice(settings, "d1", tmp_path / "d1") as d1,
+            MqttDevice(settings, "d2", tmp_path / "d2") as d2,
+        ):
+            await asyncio.to_thread(d2.send, "status", status("online"))
+            await asyncio.to_thread(d2.send, "telemetry", window(1))
+            await asyncio.to_thread(d1.send, "telemetry", window(1))
+            await until(lambda: d1.acked() == {1}, "the ack")
+            assert d2.acked() == set()
+        assert await cloud.rows() == [("d1", 1)]
+        assert not (await cloud.device("d2")).online
+        assert (await cloud.device("d2")).last_seen is None
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("broker")
 async def test_what_is_sent_while_the_cloud_is_away_is_stored_when_it_is_back(
     settings: Settings, store: Store, tmp_path: Path
 ) -> None:
