@@ -159,6 +159,7 @@ def test_ctrl_c_before_anything_was_assigned_says_so(office: Office, tmp_path: P
         (["deploy", "{junk}", "--fleet", FLEET], "not an ONNX file", "Export"),
         (["deploy", "{bare}", "--fleet", FLEET], "needs labels", "--labels"),
         (["deploy", "{model}", "--fleet", FLEET, "--probation", "soon"], "no length of time", "90s"),
+        (["deploy", "{model}", "--fleet", FLEET, "--probation", "2d"], "probation_s.*86400", "--help"),
         (["deploy", "{model}", "--fleet", FLEET, "--set", "x"], "--set", "for example"),
         (
             ["deploy", "{model}", "--fleet", FLEET, "--labels", "/nope"],
@@ -188,6 +189,12 @@ def test_bad_input_gets_an_error_that_names_the_thing_and_a_next_step(
     what, next_step = told(done.err)
     assert re.search(error, what, re.IGNORECASE), what
     assert re.search(step, next_step, re.IGNORECASE), next_step
+
+
+def test_a_bad_probation_releases_nothing(office: Office) -> None:
+    path = office.model("hasty", 0)
+    assert office.ctl("deploy", str(path), "--fleet", FLEET, "--probation", "2d").code == 2
+    assert "hasty" not in {m["name"] for m in office.ctl("models", "--json").json}
 
 
 def test_errors_are_json_too(office: Office) -> None:
