@@ -102,6 +102,7 @@ def _compose(config: Config, identity: Identity, state: Path) -> Lifetime:
         on_refresh=lambda _refresh: lookout.refresh(),
         on_connected=machine.connected,
         failed=lifetime.failed,
+        on_refused=lookout.refused,
         on_command=machine.command,
     )
     reporter.attach(link)

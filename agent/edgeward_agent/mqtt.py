@@ -56,8 +56,9 @@ class Link:
     """The device's connection to the broker. Publishes `status` by itself (online, will, offline).
 
     The hooks are called on the link's thread and must return at once: put something on a queue.
-    `on_connected` comes after each connect: publish `birth` and `reported` again. `failed` gets what a hook
-    or the link itself raised that is a bug: stop the daemon.
+    `on_connected` comes after each connect: publish `birth` and `reported` again. `on_refused` comes when a
+    broker that was reached did not take this device. `failed` gets what a hook or the link itself raised that
+    is a bug: stop the daemon.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Link:
         on_connected: Callable[[], None],
         failed: Callable[[BaseException], None],
         on_disconnected: Callable[[str], None] = lambda reason: None,
+        on_refused: Callable[[], None] = lambda: None,
         on_command: Callable[[int, bytes], None] = lambda number, payload: None,
     ) -> None:
         self._identity = identity
@@ -78,6 +80,7 @@ class Link:
         self.on_refresh = on_refresh
         self.on_connected = on_connected
         self._on_disconnected = on_disconnected
+        self._on_refused = on_refused
         self._on_command = on_command
         self._failed = failed
         self._stopping = threading.Event()
@@ -99,6 +102,11 @@ class Link:
     def connected(self) -> bool:
         """Whether the broker has accepted us and is still there."""
         return self._connected
+
+    @property
+    def trouble(self) -> str:
+        """Why there is no connection; empty while there is one, and before the first attempt has failed."""
+        return self._trouble
 
     def publish(self, kind: Direct, payload: bytes) -> bool:
         """Publish now, from any thread; False when not connected, or when it is too long (logged)."""
@@ -160,6 +168,8 @@ class Link:
             if was_connected:
                 self._strike(connection)
                 self._spool.on_disconnect()
+        if not (connection.accepted or self._stopping.is_set()):
+            self._on_refused()
         return f"{connection.address}: {connection.reason}"
 
     def _tell(self, reason: str) -> None:

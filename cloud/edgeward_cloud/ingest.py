@@ -106,6 +106,8 @@ class Batch:
     """(topic, why) of what was not valid."""
     live: set[str] = field(default_factory=set)
     """Devices that sent something just now: not retained."""
+    speaking: set[str] = field(default_factory=set)
+    """Those of them that did so themselves: a status may be a will."""
 
 
 def sort_out(messages: Iterable[Message], now: float) -> Batch:
@@ -126,6 +128,8 @@ def sort_out(messages: Iterable[Message], now: float) -> Batch:
         batch.seen.add(device)
         if not message.retained:
             batch.live.add(device)
+            if not isinstance(document, Status):
+                batch.speaking.add(device)
         _place(batch, device, document)
     return batch
 
@@ -146,6 +150,9 @@ def _place(batch: Batch, device: str, document: Document) -> None:
 def device_changes(batch: Batch, known: Mapping[str, str | None]) -> dict[str, dict[str, Any]]:
     """Fields to set per device. `known` maps each device that there is to its present boot_id."""
     changes: dict[str, dict[str, Any]] = {d: {"last_seen": batch.now} for d in batch.live if d in known}
+    for device in batch.speaking & changes.keys():
+        # One that was rejected and accepted again on one connection does not say so a second time.
+        changes[device]["online"] = True
     for device, document in batch.states:
         if device not in known:
             continue

@@ -63,6 +63,11 @@ def admit(profile: Profile, device: str, admission: Literal["accepted", "rejecte
         screen.print_json(changed.model_dump(mode="json", by_alias=True))
     else:
         screen.say(f"{changed.id} of fleet {changed.fleet} is {changed.admission}.")
+        if changed.certificate_revoked and admission == "accepted":
+            screen.say(
+                "Its certificate was revoked when it was rejected. A running agent fetches a new one within"
+                f" some minutes; else enrol it again: agent-ctl enroll-token --fleet {changed.fleet}"
+            )
 
 
 def viewer_certificate(profile: Profile, name: str, out: Path, as_json: bool) -> None:

@@ -41,6 +41,7 @@ class Side:
     refreshes: queue.Queue[Refresh] = field(default_factory=queue.Queue)
     failures: list[BaseException] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
+    refusals: list[bool] = field(default_factory=list)
     greetings: list[bool] = field(default_factory=list)
     commands: queue.Queue[tuple[int, bytes]] = field(default_factory=queue.Queue)
     link: Link = field(init=False)
@@ -69,6 +70,7 @@ def side(tmp_path: Path, server_authority: Authority, device_authority: Authorit
             on_connected=one.greet,
             failed=one.failures.append,
             on_disconnected=one.troubles.append,
+            on_refused=lambda: one.refusals.append(True),
             on_command=lambda number, payload: one.commands.put((number, payload)),
         )
         made.append(one)
@@ -262,6 +264,8 @@ def test_a_broker_that_is_away_at_the_start_is_waited_for(side: Make, broker: Br
     broker.start()
     eventually(lambda: one.link.connected)
     assert len(one.troubles) == 1, "the same trouble is told once"
+    assert one.refusals == [], "nobody was there to refuse it"
+    assert one.link.trouble == ""
 
 
 # paho leaves the socket of a failed handshake to the garbage collector
@@ -283,6 +287,8 @@ def test_a_device_of_another_ca_is_told_that_it_was_not_accepted(side: Make, bro
     one.link.start()
     eventually(lambda: one.troubles)
     assert "before it accepted this device" in one.troubles[0] or "reset by peer" in one.troubles[0]
+    assert one.link.trouble == one.troubles[0]
+    eventually(lambda: one.refusals)
 
 
 def test_a_hook_that_raises_stops_the_link_and_is_reported(

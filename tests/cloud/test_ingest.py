@@ -134,6 +134,20 @@ def test_only_what_is_sent_now_counts_as_seen() -> None:
     assert device_changes(live, {}) == {}
 
 
+def test_who_speaks_is_online() -> None:
+    """Also one that was rejected and accepted again meanwhile: its connection has not ended."""
+    for document in (birth(), reported(), window(1), event(1)):
+        kind: Any = {Birth: "birth", Reported: "reported", Event: "event"}.get(type(document), "telemetry")
+        said = sort_out([message("d1", kind, document)], NOW)
+        assert device_changes(said, {"d1": BOOT})["d1"]["online"] is True
+        kept = sort_out([message("d1", kind, document, retained=True)], NOW)
+        assert "online" not in device_changes(kept, {"d1": BOOT}).get("d1", {})
+    gone = sort_out([message("d1", "event", event(1)), message("d1", "status", status("offline"))], NOW)
+    assert device_changes(gone, {"d1": BOOT})["d1"]["online"] is False
+    old = sort_out([message("d1", "status", status("offline", OTHER_BOOT))], NOW)
+    assert "online" not in device_changes(old, {"d1": BOOT})["d1"], "the will of an earlier life"
+
+
 def test_rollouts_hear_of_reports_and_events() -> None:
     done = Finished(pipeline="main", update=update("r1", "succeeded"))
     batch = sort_out(

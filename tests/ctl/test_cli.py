@@ -280,6 +280,9 @@ def test_a_pending_device_waits_for_accept(office: Office) -> None:
     assert office.ctl("accept", "late").code == 0
     assert enrol(token["enrolment"], "late", state, wait=wait, say=lambda _: None).device == "late"
     assert office.ctl("reject", "late").code == 0
+    again = office.ctl("accept", "late")
+    assert "certificate was revoked" in again.err
+    assert "agent-ctl enroll-token --fleet empty" in again.err
 
 
 def test_a_viewers_certificate_is_made_and_not_overwritten(office: Office, tmp_path: Path) -> None:
