@@ -188,7 +188,8 @@ def models(profile: Profile, as_json: bool) -> None:
 def log(profile: Profile, device: str, *, limit: int, verbose: bool, as_json: bool) -> None:
     """Each deployment of a device with its reason and numbers; with `verbose` the plans that were tried."""
     with Client(profile) as client:
-        entries = client.log(device, min(1000, limit * _LOG_DEPTH))
+        # JSON has the events as they are; people read them in deployments.
+        entries = client.log(device, limit if as_json else min(1000, limit * _LOG_DEPTH))
     if as_json:
         screen.print_json([_plain(entry) for entry in entries])
         return
