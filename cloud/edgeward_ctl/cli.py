@@ -261,7 +261,8 @@ def fleets_create(
     """Create a fleet."""
     from edgeward_ctl import managing
 
-    managing.create_fleet(_profile(context), name, as_json)
+    before = context.parent is not None and bool(context.parent.params.get("as_json"))
+    managing.create_fleet(_profile(context), name, as_json or before)
 
 
 @app.command("enroll-token")

@@ -318,6 +318,11 @@ def test_help_is_there_without_a_profile_and_loads_nothing_heavy() -> None:
     assert "deploy" in done.stdout
 
 
+def test_json_is_asked_for_before_or_after_the_command(office: Office) -> None:
+    assert office.ctl("fleets", "--json", "create", "before").json["name"] == "before"
+    assert office.ctl("fleets", "create", "after", "--json").json["name"] == "after"
+
+
 def test_a_reader_that_goes_away_is_no_error_of_ours(office: Office) -> None:
     process = office.start("model", "inspect", str(office.model("pipe", 0)))
     assert process.stdout is not None
