@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from ctl.conftest import AGENT_CTL, EMPTY, FLEET, Office, finish
+from edgeward_cloud.store.models import CertificateRow
 
 
 def told(err: str) -> tuple[str, str]:
@@ -321,6 +324,26 @@ def test_help_is_there_without_a_profile_and_loads_nothing_heavy() -> None:
 def test_json_is_asked_for_before_or_after_the_command(office: Office) -> None:
     assert office.ctl("fleets", "--json", "create", "before").json["name"] == "before"
     assert office.ctl("fleets", "create", "after", "--json").json["name"] == "after"
+
+
+def test_a_fault_of_a_local_file_is_not_the_clouds(office: Office) -> None:
+    missing_file = office.ctl("deploy", str(office.model("local", 0)), "--fleet", FLEET, "--sidecar", "/nope")
+    assert missing_file.code == 2, missing_file.err
+    assert "/nope" in told(missing_file.err)[0]
+
+
+def test_a_place_that_cannot_be_written_costs_no_certificate(office: Office) -> None:
+    before = certificates(office)
+    done = office.ctl("mqtt", "cert", "nobody", "--out", "/proc/x")
+    assert done.code == 2, done.err
+    assert "/proc/x" in told(done.err)[0]
+    assert certificates(office) == before
+
+
+def certificates(office: Office) -> int:
+    database = office.stack.cloud_dir / "edgeward.db"
+    with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as found:
+        return int(found.execute(f"select count(*) from {CertificateRow.__tablename__}").fetchone()[0])
 
 
 def test_a_reader_that_goes_away_is_no_error_of_ours(office: Office) -> None:
