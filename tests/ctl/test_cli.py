@@ -16,6 +16,7 @@ import pytest
 
 from ctl.conftest import AGENT_CTL, EMPTY, FLEET, Office, finish
 from edgeward_cloud.store.models import CertificateRow
+from edgeward_wire import __version__
 
 
 def told(err: str) -> tuple[str, str]:
@@ -319,6 +320,19 @@ def test_help_is_there_without_a_profile_and_loads_nothing_heavy() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "deploy" in done.stdout
+
+
+def test_without_a_command_there_is_help_and_no_error() -> None:
+    for words in ((), ("mqtt",)):
+        done = subprocess.run([str(AGENT_CTL), *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert "Usage: agent-ctl" in done.stdout + done.stderr
+        assert "error:" not in done.stderr
+
+
+def test_version() -> None:
+    done = subprocess.run([str(AGENT_CTL), "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"agent-ctl {__version__}\n")
 
 
 def test_json_is_asked_for_before_or_after_the_command(office: Office) -> None:
