@@ -322,6 +322,18 @@ def test_help_is_there_without_a_profile_and_loads_nothing_heavy() -> None:
     assert "deploy" in done.stdout
 
 
+def test_a_missing_extra_is_named() -> None:
+    code = "import sys; sys.modules['typer'] = None\nfrom edgeward_ctl.__main__ import main; main()"
+    done = subprocess.run(
+        [str(AGENT_CTL.parent / "python"), "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert told(done.stderr) == (
+        "agent-ctl needs a library that is not installed: typer.",
+        "pip install 'edgeward[ctl]'",
+    )
+
+
 def test_without_a_command_there_is_help_and_no_error() -> None:
     for words in ((), ("mqtt",)):
         done = subprocess.run([str(AGENT_CTL), *words], capture_output=True, text=True, check=False)
