@@ -235,7 +235,7 @@ class Client:
             return Rejected(
                 "The cloud does not accept this operator's token: it is unknown, expired or revoked.",
                 said.next_step
-                or "Make a new one on the cloud's machine with `edgeward-cloud token --dir DIR operator"
+                or "Make a new one on the cloud's machine, as its owner, with `edgeward-cloud token --dir DIR"
                 f" {self.profile.operator or 'NAME'}`, and put it into {self.profile.directory}/profile.toml",
             )
         if status == 404:

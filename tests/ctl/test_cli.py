@@ -12,10 +12,14 @@ import sqlite3
 import subprocess
 from pathlib import Path
 
+import httpx
 import pytest
 
 from ctl.conftest import AGENT_CTL, EMPTY, FLEET, Office, finish
+from edgeward_cloud.cli import _parser
 from edgeward_cloud.store.models import CertificateRow
+from edgeward_ctl.client import Client
+from edgeward_ctl.profile import load_profile
 from edgeward_wire import __version__
 
 
@@ -370,6 +374,14 @@ def certificates(office: Office) -> int:
     database = office.stack.cloud_dir / "edgeward.db"
     with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as found:
         return int(found.execute(f"select count(*) from {CertificateRow.__tablename__}").fetchone()[0])
+
+
+def test_the_way_to_a_new_token_is_one_that_exists(office: Office) -> None:
+    with Client(load_profile(office.profile())) as client:
+        error = client._problem("GET", "/", httpx.Response(401))
+    command = re.search(r"`edgeward-cloud (.+?)`", error.next_step)
+    assert command is not None
+    assert _parser().parse_args(command[1].split()).name == "amy"
 
 
 def test_a_reader_that_goes_away_is_no_error_of_ours(office: Office) -> None:
