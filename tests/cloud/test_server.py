@@ -277,6 +277,28 @@ def test_an_external_broker_may_be_away(settings: Settings) -> None:
     assert any("is away" in line for line in cloud.errors)
 
 
+def test_health_says_that_its_own_broker_is_gone(settings: Settings) -> None:
+    with up(settings), client(settings) as http:
+        assert http.get("/health").json() == {"status": "ok"}
+        (settings.mosquitto / "mosquitto.conf").write_text("nonsense\n")  # it ends at once, again and again
+        [pid] = _mosquittos(settings)
+        os.kill(pid, signal.SIGKILL)
+        answer = waited(lambda: (a := http.get("/health")).status_code == 503 and a, "503")
+        assert "broker is away: Mosquitto ended" in answer.json()["detail"]
+        assert http.get("/v1/whoami").status_code == 200, "all else goes on"
+
+
+def _mosquittos(settings: Settings) -> list[int]:
+    wanted = str(settings.mosquitto / "mosquitto.conf").encode()
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes().split(b"\0")
+            if wanted in words and words[0].endswith(b"mosquitto"):
+                found.append(int(path.parent.name))
+    return found
+
+
 def test_systemd_hears_ready_and_the_watchdog_and_stopping(settings: Settings, tmp_path: Path) -> None:
     path = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
