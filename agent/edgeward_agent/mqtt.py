@@ -36,6 +36,9 @@ RESEND_S = 60.0
 
 _RESEND_MOST_S = 960.0
 
+PULSE_S = 180.0
+"""The thread makes progress more often than this: a connect, a turn, and a pause are bounded below it."""
+
 _STEADY_S = 30.0
 """A connection that lasted so long begins the backoff anew."""
 
@@ -73,6 +76,7 @@ class Link:
         on_disconnected: Callable[[str], None] = lambda reason: None,
         on_refused: Callable[[], None] = lambda: None,
         on_command: Callable[[int, bytes], None] = lambda number, payload: None,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         self._identity = identity
         self._boot_id = boot_id
@@ -83,6 +87,7 @@ class Link:
         self._on_refused = on_refused
         self._on_command = on_command
         self._failed = failed
+        self._beat = beat
         self._stopping = threading.Event()
         self._alarm = Alarm()
         self._queue: deque[tuple[Direct, bytes] | CommandResponse] = deque(maxlen=_QUEUE_MOST)
@@ -147,8 +152,10 @@ class Link:
         try:
             while not self._stopping.is_set():
                 began = monotonic()
+                self._beat()
                 self._tell(self._once())
                 attempt = 0 if monotonic() - began >= _STEADY_S else attempt + 1
+                self._beat()
                 self._stopping.wait(backoff(attempt))
         except Exception as error:  # noqa: BLE001  # this thread's supervisor: the daemon stops with it
             self._failed(error)
@@ -183,6 +190,7 @@ class Link:
         patience = RESEND_S
         resend_at = monotonic() + patience
         while connection.turn(self._alarm, wait_s=min(_TURN_S, max(resend_at - monotonic(), 0.0))):
+            self._beat()
             if self._stopping.is_set():
                 self._say_goodbye(connection)
                 return
