@@ -3,8 +3,8 @@
 Light: each command imports what it needs, when it runs.
 `run` is the daemon, and with `--model` the run of one model without a cloud.
 
-Exit codes: 0 well, 1 it failed (or `status` found a fault), 2 wrong usage. Errors are two lines on stderr,
-`error: ...` and `next: ...`; no traceback reaches a person.
+Exit codes: 0 well, 1 it failed (or `status` found a fault; a broker that is away is none), 2 wrong usage.
+Errors are two lines on stderr, `error: ...` and `next: ...`; no traceback reaches a person.
 """
 
 from __future__ import annotations

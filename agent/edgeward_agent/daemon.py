@@ -14,6 +14,7 @@ from pathlib import Path
 
 from edgeward_agent import lookout as looking
 from edgeward_agent import machine as machinery
+from edgeward_agent import mqtt as linking
 from edgeward_agent import page_keeper
 from edgeward_agent import supply as supplying
 from edgeward_agent.blobs import BlobStore
@@ -22,7 +23,7 @@ from edgeward_agent.floors import Floors
 from edgeward_agent.http import Http
 from edgeward_agent.identity import Identity
 from edgeward_agent.journal import Journal
-from edgeward_agent.lifetime import Lifetime
+from edgeward_agent.lifetime import Lifetime, Pulse
 from edgeward_agent.lookout import Lookout
 from edgeward_agent.machine import Machine
 from edgeward_agent.mqtt import Link
@@ -95,6 +96,7 @@ def _compose(config: Config, identity: Identity, state: Path) -> Lifetime:
     registry = Registry(identity, http, state, floors, time.time)
     lookout = Lookout(identity, registry, http, machine, config.registry.poll_interval_s)
     machine.attach(lookout.ask)
+    pulse = Pulse("link", linking.PULSE_S)
     link = Link(
         identity,
         boot_id,
@@ -102,13 +104,15 @@ def _compose(config: Config, identity: Identity, state: Path) -> Lifetime:
         on_refresh=lambda _refresh: lookout.refresh(),
         on_connected=machine.connected,
         failed=lifetime.failed,
+        on_refused=lookout.refused,
         on_command=machine.command,
+        beat=pulse.beat,
     )
     reporter.attach(link)
 
     # Stopped in the reverse order: the machine first, so that the runners' last windows reach the spool.
     lifetime.closing("spool", lambda _orderly: spool.close())
-    lifetime.service("link", link.start, lambda _orderly: link.stop())
+    lifetime.service("link", link.start, lambda _orderly: link.stop(), pulse)
     lifetime.thread("blobs", supply.run, lambda _orderly: supply.stop(), limit_s=supplying.PULSE_S)
     lifetime.thread("registry", lookout.run, lambda _orderly: lookout.stop(), limit_s=looking.PULSE_S)
     if config.page is not None:

@@ -92,9 +92,15 @@ class Lifetime:
         """Add something that only needs to be closed, in its place in the order."""
         self.service(name, lambda: None, stop)
 
-    def service(self, name: str, start: Callable[[], None], stop: Callable[[bool], None]) -> None:
-        """Add something that has threads of its own and watches them itself."""
-        self._parts.append(_Part(name, stop, 0.0, start=start))
+    def service(
+        self,
+        name: str,
+        start: Callable[[], None],
+        stop: Callable[[bool], None],
+        pulse: Pulse | None = None,
+    ) -> None:
+        """Add something that has threads of its own, and says by `pulse` that they make progress."""
+        self._parts.append(_Part(name, stop, 0.0, pulse=pulse, start=start))
 
     def failed(self, error: BaseException) -> None:
         """From any thread: this must not happen; stop all."""
@@ -105,9 +111,10 @@ class Lifetime:
         before = {n: signal.signal(n, self._on_signal) for n in (signal.SIGTERM, signal.SIGINT)}
         try:
             for part in self._parts:
-                part.start()
-                if part.thread is not None and part.pulse is not None:
+                if part.pulse is not None:
                     part.pulse.beat()
+                part.start()
+                if part.thread is not None:
                     part.thread.start()
             self._notifier.ready("serving")
             cause = self._wait()
@@ -137,7 +144,9 @@ class Lifetime:
 
     def _watch(self) -> None:
         stuck = {
-            p.name for p in self._parts if p.pulse and p.thread and p.thread.is_alive() and p.pulse.stuck
+            p.name
+            for p in self._parts
+            if p.pulse and p.pulse.stuck and (p.thread is None or p.thread.is_alive())
         }
         for name in sorted(stuck - self._stuck):
             log.error("Thread %s makes no progress; the watchdog is not fed.", name)

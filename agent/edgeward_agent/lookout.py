@@ -31,7 +31,8 @@ PULSE_S = 300.0
 _NAP_S = 5.0
 _HINT_JITTER_S = 0.5
 _JITTER = 0.2
-_RENEW_AGAIN_S = 3600.0
+_RENEW_AGAIN_S = 600.0
+"""A renewal may have been refused because nobody has accepted the device again, yet."""
 
 Answer = Callable[["Manifest | Rejected | Unavailable"], None]
 """Called on the registry thread: it must only post."""
@@ -53,10 +54,16 @@ class Lookout:
         self._stopping = False
         self._backoff = Backoff(1.0, interval_s)
         self._renew_at = 0.0
+        self._refused = False
+        self._trouble = ""
 
     def refresh(self) -> None:
         """Look again soon; from any thread."""
         self._hint.set()
+
+    def refused(self) -> None:
+        """The broker does not take the certificate, which may have been revoked; from any thread."""
+        self._refused = True
 
     def ask(self, ref: ModelRef, answer: Answer) -> None:
         """Verify a released model's manifest, soon; from any thread."""
@@ -109,14 +116,19 @@ class Lookout:
         return "; ".join(later)
 
     def _renew(self) -> None:
-        if time.monotonic() < self._renew_at or not self._identity.renewal_due(self._registry.trusted_time()):
+        due = self._refused or self._identity.renewal_due(self._registry.trusted_time())
+        if time.monotonic() < self._renew_at or not due:
             return
+        self._refused = False
+        self._renew_at = time.monotonic() + _RENEW_AGAIN_S
         try:
             self._identity = renew(self._identity, self._http)
         except (Rejected, Unavailable) as error:
-            self._renew_at = time.monotonic() + _RENEW_AGAIN_S
-            log.warning("The device's certificate could not be renewed: %s", error)
+            if str(error) != self._trouble:
+                log.warning("The device's certificate could not be renewed: %s", error)
+            self._trouble = str(error)
         else:
+            self._trouble = ""
             log.info("The device's certificate was renewed.")
 
     def _wait(self, pause: float, pulse: Pulse) -> None:

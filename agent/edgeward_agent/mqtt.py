@@ -36,6 +36,9 @@ RESEND_S = 60.0
 
 _RESEND_MOST_S = 960.0
 
+PULSE_S = 180.0
+"""The thread makes progress more often than this: a connect, a turn, and a pause are bounded below it."""
+
 _STEADY_S = 30.0
 """A connection that lasted so long begins the backoff anew."""
 
@@ -56,8 +59,9 @@ class Link:
     """The device's connection to the broker. Publishes `status` by itself (online, will, offline).
 
     The hooks are called on the link's thread and must return at once: put something on a queue.
-    `on_connected` comes after each connect: publish `birth` and `reported` again. `failed` gets what a hook
-    or the link itself raised that is a bug: stop the daemon.
+    `on_connected` comes after each connect: publish `birth` and `reported` again. `on_refused` comes when a
+    broker that was reached did not take this device. `failed` gets what a hook or the link itself raised that
+    is a bug: stop the daemon.
     """
 
     def __init__(
@@ -70,7 +74,9 @@ class Link:
         on_connected: Callable[[], None],
         failed: Callable[[BaseException], None],
         on_disconnected: Callable[[str], None] = lambda reason: None,
+        on_refused: Callable[[], None] = lambda: None,
         on_command: Callable[[int, bytes], None] = lambda number, payload: None,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         self._identity = identity
         self._boot_id = boot_id
@@ -78,8 +84,10 @@ class Link:
         self.on_refresh = on_refresh
         self.on_connected = on_connected
         self._on_disconnected = on_disconnected
+        self._on_refused = on_refused
         self._on_command = on_command
         self._failed = failed
+        self._beat = beat
         self._stopping = threading.Event()
         self._alarm = Alarm()
         self._queue: deque[tuple[Direct, bytes] | CommandResponse] = deque(maxlen=_QUEUE_MOST)
@@ -99,6 +107,11 @@ class Link:
     def connected(self) -> bool:
         """Whether the broker has accepted us and is still there."""
         return self._connected
+
+    @property
+    def trouble(self) -> str:
+        """Why there is no connection; empty while there is one, and before the first attempt has failed."""
+        return self._trouble
 
     def publish(self, kind: Direct, payload: bytes) -> bool:
         """Publish now, from any thread; False when not connected, or when it is too long (logged)."""
@@ -139,8 +152,10 @@ class Link:
         try:
             while not self._stopping.is_set():
                 began = monotonic()
+                self._beat()
                 self._tell(self._once())
                 attempt = 0 if monotonic() - began >= _STEADY_S else attempt + 1
+                self._beat()
                 self._stopping.wait(backoff(attempt))
         except Exception as error:  # noqa: BLE001  # this thread's supervisor: the daemon stops with it
             self._failed(error)
@@ -160,6 +175,8 @@ class Link:
             if was_connected:
                 self._strike(connection)
                 self._spool.on_disconnect()
+        if not (connection.accepted or self._stopping.is_set()):
+            self._on_refused()
         return f"{connection.address}: {connection.reason}"
 
     def _tell(self, reason: str) -> None:
@@ -173,6 +190,7 @@ class Link:
         patience = RESEND_S
         resend_at = monotonic() + patience
         while connection.turn(self._alarm, wait_s=min(_TURN_S, max(resend_at - monotonic(), 0.0))):
+            self._beat()
             if self._stopping.is_set():
                 self._say_goodbye(connection)
                 return

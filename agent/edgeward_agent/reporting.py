@@ -43,6 +43,9 @@ class Outlet(Protocol):
     @property
     def connected(self) -> bool: ...
 
+    @property
+    def trouble(self) -> str: ...
+
     def publish(self, kind: Direct, payload: bytes) -> bool: ...
 
     def respond(self, answer: CommandResponse) -> bool: ...
@@ -98,7 +101,7 @@ class Reporter:
         self._faults: dict[str, str] = {}
         self._vitals: Vitals | None = None
         self._status_due = True
-        self._broker = False
+        self._broker = False, ""
 
     @property
     def boot_id(self) -> str:
@@ -160,8 +163,8 @@ class Reporter:
             or (since >= HEAT_S and _warmth(new.vitals, told.vitals) >= HEAT_C)
         ):
             self._tell(new, now)
-        if self._link is not None and self._link.connected != self._broker:
-            self._broker = self._link.connected
+        if self._link is not None and (self._link.connected, self._link.trouble) != self._broker:
+            self._broker = self._link.connected, self._link.trouble
             self._status_due = True
         self.fault("spool", self._spool.fault)
         if self._status_due:
@@ -226,7 +229,8 @@ class Reporter:
             device=self._device,
             fleet=self._fleet,
             started_at=self._started_at,
-            broker=self._broker,
+            broker=self._broker[0],
+            broker_trouble=self._broker[1][:200],
             reported=self._told,
             figures=self._figures,
         )

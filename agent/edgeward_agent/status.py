@@ -55,6 +55,8 @@ class StatusFile(Open):
     fleet: ShortText = ""
     started_at: UnixTime
     broker: bool
+    broker_trouble: ShortText = ""
+    """Why there is no connection."""
     reported: Reported
     figures: dict[Key, dict[Key, Figures]] = Field(default_factory=dict)
     """Pipeline -> source -> figures."""
@@ -133,7 +135,10 @@ def read_status(state: Path) -> StatusFile:
 
 
 def show_status(state: Path, *, as_json: bool) -> tuple[str, int]:
-    """The text to print and the exit code: 0 when the daemon lives and nothing is at fault, else 1."""
+    """The text to print and the exit code: 0 when the daemon lives and nothing is at fault, else 1.
+
+    A broker that is away is said and is no fault: the device polls, and goes on serving.
+    """
     status = read_status(state)
     lives = daemon_lives(state)
     full = shutil.disk_usage(state).free < FULL_BYTES
@@ -153,7 +158,7 @@ def _lines(status: StatusFile, *, lives: bool) -> Iterator[str]:
     state = f"running (pid {status.pid})" if lives else "not running; this is what it wrote last"
     yield f"device {status.device}{fleet}: {state}, agent {status.agent}"
     age = max(0.0, time.time() - reported.time)
-    yield f"broker {'connected' if status.broker and lives else 'not connected'}, " + (
+    yield f"{_broker(status, lives=lives)}, " + (
         f"registry: {reported.registry}"
         if reported.registry
         else f"registry fine, revision {reported.revision}"
@@ -166,6 +171,12 @@ def _lines(status: StatusFile, *, lives: bool) -> Iterator[str]:
     for name, pipeline in sorted(reported.pipelines.items()):
         yield ""
         yield from _pipeline(name, pipeline, status.figures.get(name, {}))
+
+
+def _broker(status: StatusFile, *, lives: bool) -> str:
+    if status.broker and lives:
+        return "broker connected"
+    return "broker not connected" + (f" ({status.broker_trouble})" if status.broker_trouble else "")
 
 
 def _pipeline(name: str, pipeline: PipelineReport, figures: dict[str, Figures]) -> Iterator[str]:

@@ -8,6 +8,7 @@ authenticated time and BUILD_TIME; only times that the timestamp role has signed
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import sys
@@ -144,11 +145,12 @@ class Registry:
         return min(max(self._clock(), self._floors.last_authenticated_time, BUILD_TIME), _LATEST)
 
     def prune_manifests(self, keep: set[str]) -> None:
-        """Forget verified manifests whose sha256 is not in `keep`."""
+        """Forget verified manifests whose sha256 is not in `keep`. One that stays costs some kB."""
         for path in self._manifests.glob("*.json"):
             name = _SHA256_JSON.match(path.name)
             if name and name[1] not in keep:
-                path.unlink()
+                with contextlib.suppress(OSError):  # the next look tries again; serving goes on
+                    path.unlink()
 
     def _refreshed(self) -> _Look:
         """A look at the newest top-level metadata, within the floors.

@@ -203,6 +203,7 @@ class Broker:
         self._stopping = threading.Event()
         self._exited = threading.Event()
         self._tail: deque[str] = deque(maxlen=5)
+        self._fault = ""
 
     def start(self, viewers: Iterable[str] = (), revoked: Iterable[str] = ()) -> None:
         """Start it, and wait until it accepts connections.
@@ -223,7 +224,7 @@ class Broker:
         deadline = time.monotonic() + START_S
         while not _accepts(reachable(address[0]), address[1]):
             if self._exited.wait(0.05) or time.monotonic() > deadline:
-                said = "; ".join(self._tail) or "it said nothing"
+                said = "; ".join(self._tail) or self._fault or "it said nothing"
                 self.stop()
                 raise Unavailable(f"Mosquitto did not start: {said}.", "See mosquitto.conf in its directory.")
         log.info("broker: Mosquitto %d.%d on %s", *self._program.version, authority(*address))
@@ -245,6 +246,11 @@ class Broker:
         """Whether Mosquitto runs at this moment."""
         child = self._child
         return child is not None and child.poll() is None
+
+    @property
+    def fault(self) -> str:
+        """Why Mosquitto does not run at this moment; empty when it does."""
+        return "" if self.alive else self._fault or "Mosquitto does not run"
 
     @property
     def pid(self) -> int | None:
@@ -277,25 +283,31 @@ class Broker:
     def _supervise(self) -> None:
         """The thread that owns the child: start it, pass on what it says, start it again."""
         failures = 0
-        while True:
-            with self._lock:
-                if self._stopping.is_set():
-                    return
-                child = self._child = self._spawn()
+        while not self._stopping.is_set():
             began = time.monotonic()
-            assert child.stderr is not None
-            with child.stderr:
-                for line in child.stderr:
-                    self._heard(line.strip())
-            code = child.wait()
+            self._fault = why = self._one_life()
             self._exited.set()
             if self._stopping.is_set():
                 return
             failures = 0 if time.monotonic() - began > STEADY_S else failures + 1
             pause = min(LONGEST_PAUSE_S, 0.25 * 2 ** min(failures, 10)) * random.uniform(0.5, 1)
-            log.error("broker: Mosquitto ended (%d): %s; again in %.1f s", code, "; ".join(self._tail), pause)
-            if self._stopping.wait(pause):
-                return
+            log.error("broker: %s; again in %.1f s", why, pause)
+            self._stopping.wait(pause)
+
+    def _one_life(self) -> str:
+        """From the start of a child to its end; why it ended, or could not be started."""
+        try:
+            with self._lock:
+                if self._stopping.is_set():
+                    return "stopped"
+                child = self._child = self._spawn()
+        except OSError as error:  # no process, no memory, no program: none of them need last
+            return f"Mosquitto cannot be started: {error}"
+        assert child.stderr is not None
+        with child.stderr:
+            for line in child.stderr:
+                self._heard(line.strip())
+        return f"Mosquitto ended ({child.wait()}): {'; '.join(self._tail) or 'it said nothing'}"
 
     def _spawn(self) -> subprocess.Popen[str]:
         assert self._program is not None

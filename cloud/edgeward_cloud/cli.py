@@ -52,7 +52,14 @@ def _init(options: argparse.Namespace) -> None:
 def _up(options: argparse.Namespace) -> None:
     settings = Settings.load(options.dir)
     # Late: only `up` needs the server and what it imports.
-    from edgeward_cloud.server import serve
+    try:
+        from edgeward_cloud.server import serve
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        if library.startswith("edgeward"):
+            raise
+        what = f"The cloud needs a library that is not installed: {library}."
+        raise Rejected(what, "pip install 'edgeward[cloud]'") from error
 
     serve(settings)
 

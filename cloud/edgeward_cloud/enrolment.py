@@ -119,7 +119,7 @@ class Enrolment:
         return self._response(row, await self._issue(row, csr_pem))
 
     async def admit(self, device: str, admission: Admission, operator: str) -> None:
-        """Accept or reject a device; a rejected one loses its certificates at once.
+        """Accept or reject a device; a rejected one loses its certificates at once, and for good.
 
         Raises:
             Refused: 404, there is no such device.
@@ -216,7 +216,7 @@ async def _join(session: AsyncSession, row: DeviceRow) -> None:
 
 
 async def _expel(session: AsyncSession, row: DeviceRow, now: float) -> None:
-    row.online, row.certificate_pem = False, None
+    row.online, row.certificate_pem = False, None  # that it had one stays: see `device_view`
     await operations.revoke(session, row.id, now)
     for before in await rollouts.running(session, row.fleet):
         await rollouts.save(session, before, rollout.leave(before, row.id, now))

@@ -1,9 +1,10 @@
 """From the broker into the database, and only then the acknowledgement.
 
 Invariants: a batch is committed before anything of it is acknowledged, to the device (`down/ack`) and to the
-broker, in that order; inserts are idempotent, so that what comes again leaves no trace. A message that
-is not valid is counted, logged once, acknowledged, and forgotten: it never blocks those behind it. A
-database that fails blocks everything, and nothing is lost: the broker keeps what was not acknowledged.
+broker, in that order; inserts are idempotent, so that what comes again leaves no trace. Only accepted devices
+are listened to, whatever the broker lets through. A message that is not valid is counted, logged once,
+acknowledged, and forgotten: it never blocks those behind it. A database that fails blocks everything, and
+nothing is lost: the broker keeps what was not acknowledged.
 """
 
 from __future__ import annotations
@@ -105,6 +106,8 @@ class Batch:
     """(topic, why) of what was not valid."""
     live: set[str] = field(default_factory=set)
     """Devices that sent something just now: not retained."""
+    speaking: set[str] = field(default_factory=set)
+    """Those of them that did so themselves: a status may be a will."""
 
 
 def sort_out(messages: Iterable[Message], now: float) -> Batch:
@@ -125,6 +128,8 @@ def sort_out(messages: Iterable[Message], now: float) -> Batch:
         batch.seen.add(device)
         if not message.retained:
             batch.live.add(device)
+            if not isinstance(document, Status):
+                batch.speaking.add(device)
         _place(batch, device, document)
     return batch
 
@@ -145,6 +150,9 @@ def _place(batch: Batch, device: str, document: Document) -> None:
 def device_changes(batch: Batch, known: Mapping[str, str | None]) -> dict[str, dict[str, Any]]:
     """Fields to set per device. `known` maps each device that there is to its present boot_id."""
     changes: dict[str, dict[str, Any]] = {d: {"last_seen": batch.now} for d in batch.live if d in known}
+    for device in batch.speaking & changes.keys():
+        # One that was rejected and accepted again on one connection does not say so a second time.
+        changes[device]["online"] = True
     for device, document in batch.states:
         if device not in known:
             continue
@@ -287,7 +295,7 @@ class Ingest:
         for topic, why in batch.faults:
             self._complain(topic, why)
         for device in batch.seen - known:
-            self._complain(f"{topics.ROOT}/{device}", "No such device is enrolled.")
+            self._complain(f"{topics.ROOT}/{device}", "No such device is accepted.")
         for device, result in batch.results:
             kept = self._results.setdefault(device, {}) if device in known else {}
             place = (result.pipeline, result.source)
@@ -305,7 +313,7 @@ class Ingest:
 
 
 async def commit(store: Store, batch: Batch) -> set[str]:
-    """Store a batch in one transaction; the devices of it that there are.
+    """Store a batch in one transaction; the devices of it that are accepted.
 
     Raises:
         Unavailable: the database cannot be written.

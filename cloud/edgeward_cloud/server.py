@@ -82,6 +82,7 @@ async def _serve(settings: Settings) -> None:
             broker=broker,
             deliver=link.deliver,
             results=ingest.results,
+            ingest_fault=lambda: ingest.fault,
         )
         director = Director(store, registry, link.deliver)
         parts = _Parts(stop)

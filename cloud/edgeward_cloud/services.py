@@ -41,4 +41,12 @@ class Services:
     """Our own Mosquitto; None with somebody else's broker."""
     deliver: Deliver = _undelivered
     results: Results = _no_results
+    ingest_fault: Callable[[], str | None] = lambda: None
+    """Why nothing of what devices send can be stored now."""
     device_tokens: DeviceTokens = field(default_factory=DeviceTokens)
+
+    def faults(self) -> str:
+        """What keeps the cloud from its work although it answers; empty when nothing does."""
+        broker = f"The broker is away: {self.broker.fault}." if self.broker and self.broker.fault else ""
+        ingest = self.ingest_fault()
+        return " ".join(filter(None, (broker, f"Nothing can be stored: {ingest}" if ingest else "")))

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeward_ctl.model import app as model_app
+from edgeward_wire import __version__
 from edgeward_wire.errors import EdgewardError, Unavailable
 
 if TYPE_CHECKING:
@@ -60,9 +61,16 @@ Timeout = Annotated[
 ]
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"agent-ctl {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _root(
     context: typer.Context,
+    *,
     profile: Annotated[
         Path | None,
         typer.Option(
@@ -72,6 +80,9 @@ def _root(
             show_default="~/.config/edgeward",
         ),
     ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_say_version, help="Say which this is.")
+    ] = False,
 ) -> None:
     context.obj = profile
 
@@ -261,7 +272,8 @@ def fleets_create(
     """Create a fleet."""
     from edgeward_ctl import managing
 
-    managing.create_fleet(_profile(context), name, as_json)
+    before = context.parent is not None and bool(context.parent.params.get("as_json"))
+    managing.create_fleet(_profile(context), name, as_json or before)
 
 
 @app.command("enroll-token")
@@ -329,9 +341,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except EdgewardError as error:
-        code = _say_error(
-            error.what, error.next_step, UNAVAILABLE if isinstance(error, Unavailable) else USAGE
-        )
+        code = _say_error(error.what, error.next_step, _code(error))
     except KeyboardInterrupt:
         code = _say_error("Interrupted.", "", INTERRUPTED)
     except BrokenPipeError:  # whoever read us went away
@@ -342,10 +352,18 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _code(error: EdgewardError) -> int:
+    """69 is for what is away; a file of this machine that is missing or cannot be written is not."""
+    away = isinstance(error, Unavailable) and not isinstance(error.__cause__, OSError)
+    return UNAVAILABLE if away else USAGE
+
+
 def _say_other(error: Exception) -> int:
     """A usage error of the command line's parser, or a bug of ours."""
     told = getattr(error, "format_message", None)
     if told is not None:  # of typer, which has changed where its exceptions live
+        if not told().strip():  # no command was given, and the help has been shown
+            return USAGE
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "agent-ctl"
         return _say_error(told(), f"{command} --help", USAGE)

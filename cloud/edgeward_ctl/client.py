@@ -48,6 +48,7 @@ from edgeward_wire.manifest import BlobRef
 MAX_ANSWER_BYTES = 32 << 20
 _CHUNK = 256 << 10
 _TIMEOUT = httpx.Timeout(30, connect=10)
+_BLOB_TIMEOUT = httpx.Timeout(120, connect=10)
 T = TypeVar("T")
 
 
@@ -158,7 +159,8 @@ class Client:
     def has_blob(self, ref: BlobRef) -> bool:
         """HEAD /v1/blobs/sha256/{hex}."""
         try:
-            self._send("HEAD", f"/v1/{blob_path(ref.sha256)}")
+            # The cloud reads all of it, to be sure that it is undamaged.
+            self._send("HEAD", f"/v1/{blob_path(ref.sha256)}", timeout=_BLOB_TIMEOUT)
         except NotFound:
             return False
         return True
@@ -170,7 +172,7 @@ class Client:
             f"/v1/{blob_path(ref.sha256)}",
             content=_chunks(file, ref.length, progress),
             headers={"Content-Length": str(ref.length), "Content-Type": "application/octet-stream"},
-            timeout=httpx.Timeout(120, connect=10),
+            timeout=_BLOB_TIMEOUT,
         )
 
     def fetch(self, url: str, limit: int) -> tuple[int, bytes]:
@@ -233,7 +235,7 @@ class Client:
             return Rejected(
                 "The cloud does not accept this operator's token: it is unknown, expired or revoked.",
                 said.next_step
-                or "Make a new one on the cloud's machine with `edgeward-cloud token --dir DIR operator"
+                or "Make a new one on the cloud's machine, as its owner, with `edgeward-cloud token --dir DIR"
                 f" {self.profile.operator or 'NAME'}`, and put it into {self.profile.directory}/profile.toml",
             )
         if status == 404:

@@ -80,6 +80,7 @@ def _deploy(profile: Profile, wish: Wish, waiting: Waiting) -> int:
         tempfile.TemporaryDirectory(prefix="agent-ctl-") as scratch,
     ):
         # Whatever can fail at once fails before the work.
+        _check_rollout(wish)
         _check_target(client, wish.target, wish.pipeline)
         key = ReleaseKey(profile)
         models = Models(client)
@@ -198,6 +199,11 @@ def _check_target(client: Client, target: Mapping[str, str], pipeline: str) -> N
     check_pipeline([device for device in client.devices(name) if device.admission == "accepted"], pipeline)
 
 
+def _check_rollout(wish: Wish) -> None:
+    """The rollout could be asked for, whatever the release will be called."""
+    _rollout(wish, ModelRef(path="models/any/1.json", sha256="0" * 64))
+
+
 def check_pipeline(devices: Sequence[Device], pipeline: str) -> None:
     """Raises Rejected when no device has the pipeline. One that was not heard of yet may have any."""
     there: set[str] = set()
@@ -263,10 +269,13 @@ def _release(
 
 
 def _start(client: Client, wish: Wish, ref: ModelRef) -> Rollout:
-    request = checked.request(
+    return client.create_rollout(_rollout(wish, ref))
+
+
+def _rollout(wish: Wish, ref: ModelRef) -> RolloutCreate:
+    return checked.request(
         RolloutCreate, pipeline=wish.pipeline, model=ref, probation_s=wish.probation_s, **wish.target
     )
-    return client.create_rollout(request)
 
 
 def _follow(client: Client, rollout: Rollout, waiting: Waiting, board: Progressing) -> Followed | None:

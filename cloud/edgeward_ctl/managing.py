@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from pathlib import Path
 from typing import Literal
@@ -63,6 +64,11 @@ def admit(profile: Profile, device: str, admission: Literal["accepted", "rejecte
         screen.print_json(changed.model_dump(mode="json", by_alias=True))
     else:
         screen.say(f"{changed.id} of fleet {changed.fleet} is {changed.admission}.")
+        if changed.certificate_revoked and admission == "accepted":
+            screen.say(
+                "Its certificate was revoked when it was rejected. A running agent fetches a new one within"
+                f" some minutes; else enrol it again: agent-ctl enroll-token --fleet {changed.fleet}"
+            )
 
 
 def viewer_certificate(profile: Profile, name: str, out: Path, as_json: bool) -> None:
@@ -75,10 +81,10 @@ def viewer_certificate(profile: Profile, name: str, out: Path, as_json: bool) ->
     there = [str(path) for path in files.values() if path.exists()]
     if there:
         raise Rejected(f"{there[0]} is there already.", "Nothing is overwritten: name another --out.")
+    _check_writable(out)  # a certificate that was issued and could not be kept would count all the same
     with Client(profile) as client:
         issued = client.viewer_certificate(checked.request(ViewerCertificate, name=name, csr_pem=csr_pem))
     try:
-        out.mkdir(parents=True, exist_ok=True)
         _write(files["key.pem"], key_pem, 0o600)
         _write(files["certificate.pem"], issued.certificate_pem, 0o644)
         _write(files["server-ca.pem"], issued.server_ca_pem, 0o644)
@@ -103,6 +109,17 @@ def viewer_certificate(profile: Profile, name: str, out: Path, as_json: bool) ->
         return
     screen.say(f"{issued.username} may read all topics of edgeward/v1. For example:\n")
     screen.out().print(command, markup=False, soft_wrap=True, highlight=False)
+
+
+def _check_writable(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise Rejected(
+            f"{out} cannot be written: {error.strerror}.", "Name a directory of yours with --out."
+        ) from error
 
 
 def _write(path: Path, text: str, mode: int) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import pairwise
 from types import TracebackType
 from typing import Any, Literal, Protocol
 
@@ -26,6 +27,13 @@ from edgeward_wire.verdict import Verdict
 
 _WIDE = 400
 """Of what is no terminal: a program reads lines, and must not find them folded."""
+
+_GAP = 2
+_LONGEST = {"state": 24, "sees": 20, "device": 40}
+"""What a column asks for at most; a longer state is folded, anything else is cut."""
+_DISPENSABLE = ("variant", "provider", "p99 ms", "p50 ms", "source", "online", "sees", "pipeline", "model")
+"""Columns that a narrow terminal goes without, in this order."""
+_KEPT = ("device", "fps", "state")
 
 
 def out() -> Console:
@@ -50,13 +58,21 @@ def say(text: str) -> None:
 
 
 def table(
-    columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, right: Sequence[str] = ()
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str | Text]],
+    *,
+    right: Sequence[str] = (),
+    least: Mapping[str, int] | None = None,
 ) -> Table:
-    """A table without lines to get in the way. `right` columns hold numbers."""
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    """A table without lines to get in the way. `right` columns hold numbers, `least` the narrowest widths."""
+    made = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
     for column in columns:
-        wraps = column in ("reason", "state", "why")
-        made.add_column(column, justify="right" if column in right else "left", no_wrap=not wraps)
+        made.add_column(
+            column,
+            justify="right" if column in right else "left",
+            no_wrap=column not in ("reason", "state", "why"),
+            min_width=(least or {}).get(column),
+        )
     for row in rows:
         # What devices and files say is text, never markup.
         made.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
@@ -94,19 +110,45 @@ def size(count: float) -> str:
 # --- tables
 
 
-def overview_table(rows: Sequence[views.Row]) -> Table:
-    """What runs where, now."""
+def overview_table(rows: Sequence[views.Row], room: int = _WIDE) -> Table:
+    """What runs where, now, in at most `room` characters: a narrow terminal shows what matters most."""
+    cells = _overview_cells(rows)
+    wide = {name: max([len(name), *(len(cell) for cell in column)]) for name, column in cells.items()}
+    wide = {name: min(width, _LONGEST.get(name, width)) for name, width in wide.items()}
+    several = any(a.device == b.device and a.source != b.source for a, b in pairwise(rows))
+    shown = fitting(wide, room, keep=("source",) if several else ())
+    lines = zip(*(cells[name] for name in shown), strict=True)
+    least = {name: wide[name] for name in _KEPT}
+    return table(shown, lines, right=("fps", "p50 ms", "p99 ms"), least=least)
+
+
+def fitting(wide: Mapping[str, int], room: int, keep: Sequence[str] = ()) -> list[str]:
+    """The columns for which there is room; those of `keep` go last."""
+    shown = dict(wide)
+    for name in (*(c for c in _DISPENSABLE if c not in keep), *keep):
+        if sum(width + _GAP for width in shown.values()) <= room:
+            break
+        shown.pop(name, None)
+    return list(shown)
+
+
+def _overview_cells(rows: Sequence[views.Row]) -> dict[str, list[str | Text]]:
+    """The columns in their order, with all of their cells."""
     several = len({row.pipeline for row in rows if row.pipeline}) > 1
-    columns = ["device", "online", *(["pipeline"] if several else []), "source", "model", "provider"]
-    columns += ["variant", "fps", "p50 ms", "p99 ms", "sees", "state"]
-    lines = []
-    for row in rows:
-        line: list[str | Text] = [row.device, _online(row.online)]
-        line += [row.pipeline] if several else []
-        line += [row.source, row.model, row.provider, row.variant]
-        line += [number(row.fps), number(row.p50), number(row.p99), row.sees, _state(row.state)]
-        lines.append(line)
-    return table(columns, lines, right=("fps", "p50 ms", "p99 ms"))
+    return {
+        "device": [row.device for row in rows],
+        "online": [_online(row.online) for row in rows],
+        **({"pipeline": [row.pipeline for row in rows]} if several else {}),
+        "source": [row.source for row in rows],
+        "model": [row.model for row in rows],
+        "provider": [row.provider for row in rows],
+        "variant": [row.variant for row in rows],
+        "fps": [number(row.fps) for row in rows],
+        "p50 ms": [number(row.p50) for row in rows],
+        "p99 ms": [number(row.p99) for row in rows],
+        "sees": [row.sees for row in rows],
+        "state": [_state(row.state) for row in rows],
+    }
 
 
 def _online(online: bool) -> Text:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pydantic import BaseModel
+from rich.table import Table
 
 from edgeward_ctl import screen, views
 from edgeward_ctl.client import Client
@@ -49,7 +50,7 @@ def watch(profile: Profile, fleet: str | None, as_json: bool) -> None:
                 _live(frames)
             else:
                 for rows, error in frames:
-                    screen.out().print(error or screen.overview_table(rows))
+                    screen.out().print(error or _table(rows))
         except KeyboardInterrupt:
             return
 
@@ -62,7 +63,7 @@ def _live(frames: Iterator[tuple[Sequence[views.Row], str]]) -> None:
     with Live(console=screen.out(), auto_refresh=False, screen=False) as live:
         for rows, error in frames:
             foot = Text(error, "red") if error else Text(f"{screen.clock(time.time())}   Ctrl-C ends", "dim")
-            live.update(Group(screen.overview_table(rows), Text(), foot), refresh=True)
+            live.update(Group(_table(rows), Text(), foot), refresh=True)
 
 
 def _frames(ask: Callable[[], Sequence[views.Row]]) -> Iterator[tuple[Sequence[views.Row], str]]:
@@ -92,9 +93,13 @@ def _known(client: Client, fleet: str | None) -> None:
             raise unknown_fleet(fleet, names)
 
 
+def _table(rows: Sequence[views.Row]) -> Table:
+    return screen.overview_table(rows, screen.out().width)
+
+
 def _print_overview(rows: Sequence[views.Row], fleet: str | None) -> None:
     if rows:
-        screen.out().print(screen.overview_table(rows))
+        screen.out().print(_table(rows))
         return
     whom = f" --fleet {fleet}" if fleet else " --fleet NAME"
     screen.say(f"No devices yet. Next: agent-ctl enroll-token{whom}")
@@ -183,7 +188,8 @@ def models(profile: Profile, as_json: bool) -> None:
 def log(profile: Profile, device: str, *, limit: int, verbose: bool, as_json: bool) -> None:
     """Each deployment of a device with its reason and numbers; with `verbose` the plans that were tried."""
     with Client(profile) as client:
-        entries = client.log(device, min(1000, limit * _LOG_DEPTH))
+        # JSON has the events as they are; people read them in deployments.
+        entries = client.log(device, limit if as_json else min(1000, limit * _LOG_DEPTH))
     if as_json:
         screen.print_json([_plain(entry) for entry in entries])
         return

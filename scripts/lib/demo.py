@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from camera import make_video
 from stack import Stack, StackError
+
+from edgeward_wire.errors import EdgewardError
 
 ROOT = Path(__file__).resolve().parents[2]
 HOME = ROOT / ".demo"
@@ -29,7 +34,32 @@ PATIENCE_S = 180.0
 
 
 def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the terminal may be gone: that is no reason to leave processes
+        print(text, file=sys.stderr, flush=True)
+
+
+def stop_in_order() -> None:
+    """SIGTERM and SIGHUP end the demo as Ctrl-C does; while it ends they are not heard again."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        for one in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(one, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for one in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(one, stop)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Hold the demo's directory: a second one would remove the first one's state."""
+    HOME.mkdir(exist_ok=True)
+    with (HOME / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StackError("another demo runs in this checkout: end it first") from error
+        yield
 
 
 def make_cameras() -> dict[str, Path]:
@@ -115,36 +145,52 @@ def watch(stack: Stack) -> None:
     child = subprocess.Popen(command)
     try:
         child.wait()
-    except KeyboardInterrupt:
-        child.wait(10)
+    finally:
+        end(child)
+
+
+def end(child: subprocess.Popen[bytes]) -> None:
+    """See a child out. Ctrl-C has reached it as well; whatever else ends us has not."""
+    for number in (None, signal.SIGTERM, signal.SIGKILL):
+        if number is not None:
+            child.send_signal(number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(1 if number is None else 10)
+            return
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
     parser.add_argument("--once", action="store_true", help="end by itself, with a JSON summary last")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
-    began = time.monotonic()
-    for old in ("cloud", "devices", "logs"):
-        shutil.rmtree(HOME / old, ignore_errors=True)
+    stop_in_order()
     try:
-        with Stack(HOME, window_s=WINDOW_S) as stack:
-            start(stack, make_cameras())
-            deploy_s = deploy(stack)
-            say(f"Serving after {time.monotonic() - began:.0f} s.")
-            if not arguments.once:
-                watch(stack)
-                return 0
-            summary = once(stack, deploy_s)
+        with alone():
+            return run(only_once=arguments.once)
     except KeyboardInterrupt:
         say("Stopped.")
         return 130
-    except StackError as error:
+    except (StackError, EdgewardError) as error:
         say(f"error: {error}")
         say(f"next: look at the logs in {HOME.relative_to(ROOT)}/logs")
         if arguments.once:
             print(json.dumps({"ok": False, "reason": str(error).splitlines()[0]}))
         return 1
+
+
+def run(*, only_once: bool) -> int:
+    """The demo from its beginning to its end."""
+    began = time.monotonic()
+    for old in ("cloud", "devices", "logs"):
+        shutil.rmtree(HOME / old, ignore_errors=True)
+    with Stack(HOME, window_s=WINDOW_S) as stack:
+        start(stack, make_cameras())
+        deploy_s = deploy(stack)
+        say(f"Serving after {time.monotonic() - began:.0f} s.")
+        if not only_once:
+            watch(stack)
+            return 0
+        summary = once(stack, deploy_s)
     print(json.dumps({**summary, "seconds": round(time.monotonic() - began, 1)}), flush=True)
     return 0
 

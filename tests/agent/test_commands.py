@@ -97,6 +97,7 @@ class Outlet:
     """A broker's end: keeps the answers."""
 
     connected = True
+    trouble = ""
 
     def __init__(self) -> None:
         self.answers: list[CommandResponse] = []

@@ -75,7 +75,7 @@ def test_without_systemd_nothing_happens(tmp_path: Path) -> None:
 
 PROGRAM = """
 import logging, os, sys, threading, time
-from edgeward_agent.lifetime import Lifetime
+from edgeward_agent.lifetime import Lifetime, Pulse
 from edgeward_agent.notify import Notifier
 from edgeward_wire.errors import Unavailable
 
@@ -98,6 +98,8 @@ def hang(pulse):
         pulse.beat()
         time.sleep(0.05)
 
+if mode == "stuck service":
+    lifetime.service("link", lambda: None, lambda orderly: None, Pulse("link", 0.3))
 lifetime.closing("last", lambda orderly: print("closed last", orderly, flush=True))
 if mode == "hang":
     lifetime.thread("hang", hang, lambda orderly: None, limit_s=5, join_s=0.3)
@@ -145,13 +147,14 @@ def test_the_first_exception_stops_all_and_fails(systemd: Manager, mode: str, sa
     assert out == "stop work False\nclosed last False\n"
 
 
-def test_a_thread_without_progress_starves_the_watchdog(systemd: Manager) -> None:
-    process = start("stuck", systemd)
+@pytest.mark.parametrize(("mode", "who"), [("stuck", "work"), ("stuck service", "link")])
+def test_a_thread_without_progress_starves_the_watchdog(systemd: Manager, mode: str, who: str) -> None:
+    process = start(mode, systemd)
     try:
         systemd.until("READY=1")
         assert process.stderr
         for line in process.stderr:
-            if "makes no progress" in line:
+            if f"Thread {who} makes no progress" in line:
                 break
         systemd.socket.settimeout(1.0)  # more than twice the watchdog's time
         with pytest.raises(TimeoutError):

@@ -41,6 +41,8 @@ class Side:
     refreshes: queue.Queue[Refresh] = field(default_factory=queue.Queue)
     failures: list[BaseException] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
+    refusals: list[bool] = field(default_factory=list)
+    beats: list[bool] = field(default_factory=list)
     greetings: list[bool] = field(default_factory=list)
     commands: queue.Queue[tuple[int, bytes]] = field(default_factory=queue.Queue)
     link: Link = field(init=False)
@@ -69,6 +71,8 @@ def side(tmp_path: Path, server_authority: Authority, device_authority: Authorit
             on_connected=one.greet,
             failed=one.failures.append,
             on_disconnected=one.troubles.append,
+            on_refused=lambda: one.refusals.append(True),
+            beat=lambda: one.beats.append(True),
             on_command=lambda number, payload: one.commands.put((number, payload)),
         )
         made.append(one)
@@ -121,6 +125,9 @@ def test_it_says_online_and_calls_the_hook(side: Make, broker: Broker, cloud: Cl
     assert one.link.connected
     assert one.greetings == [True]
     assert states(cloud) == ["online"]
+    beats = len(one.beats)
+    one.link.wake()
+    eventually(lambda: len(one.beats) > beats)
     assert json.loads(cloud.of("status")[0])["boot_id"] == BOOT
 
 
@@ -269,6 +276,9 @@ def test_a_broker_that_is_away_at_the_start_is_waited_for(side: Make, broker: Br
     broker.start()
     eventually(lambda: one.link.connected)
     assert len(one.troubles) == 1, "the same trouble is told once"
+    assert one.refusals == [], "nobody was there to refuse it"
+    assert len(one.beats) > len(one.troubles), "waiting is progress"
+    assert one.link.trouble == ""
 
 
 # paho leaves the socket of a failed handshake to the garbage collector
@@ -290,6 +300,8 @@ def test_a_device_of_another_ca_is_told_that_it_was_not_accepted(side: Make, bro
     one.link.start()
     eventually(lambda: one.troubles)
     assert "before it accepted this device" in one.troubles[0] or "reset by peer" in one.troubles[0]
+    assert one.link.trouble == one.troubles[0]
+    eventually(lambda: one.refusals)
 
 
 def test_a_hook_that_raises_stops_the_link_and_is_reported(

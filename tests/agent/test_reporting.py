@@ -30,6 +30,7 @@ class Broker:
 
     def __init__(self) -> None:
         self.connected = True
+        self.trouble = ""
         self.told: list[tuple[str, bytes]] = []
         self.woken = 0
 
@@ -98,11 +99,14 @@ def test_changes_are_told_at_once_and_progress_once_a_second(reporter: Reporter,
     assert newest.revision == 3
 
 
-def test_everything_retained_is_told_again_on_connect(reporter: Reporter, broker: Broker) -> None:
-    broker.connected = False
+def test_everything_retained_is_told_again_on_connect(
+    reporter: Reporter, broker: Broker, tmp_path: Path
+) -> None:
+    broker.connected, broker.trouble = False, "edge:8883: refused"
     tell(reporter, report(), now=1)
     assert broker.told == []
-    broker.connected = True
+    assert read_status(tmp_path).broker_trouble == "edge:8883: refused"
+    broker.connected, broker.trouble = True, ""
     reporter.connected()
     assert broker.kinds() == ["birth", "reported"]
     birth = parse(Birth, broker.told[0][1])

@@ -96,6 +96,16 @@ def test_a_fault_is_an_exit_code(tmp_path: Path) -> None:
     assert "serves nothing" in text
 
 
+def test_why_there_is_no_broker_is_said_and_is_no_fault(tmp_path: Path) -> None:
+    found = status(main=PipelineReport())
+    trouble = "edge:8883: the broker ended the connection before it accepted this device"
+    write(tmp_path, found.model_copy(update={"broker": False, "broker_trouble": trouble}))
+    with only_daemon(tmp_path):
+        text, code = show_status(tmp_path, as_json=False)
+    assert f"broker not connected ({trouble}), registry fine" in text
+    assert code == 0, "it polls, and goes on serving"
+
+
 def test_no_pipelines_say_what_to_do(tmp_path: Path) -> None:
     write(tmp_path, status())
     assert "agent.toml" in show_status(tmp_path, as_json=False)[0]

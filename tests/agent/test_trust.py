@@ -365,8 +365,11 @@ def test_a_damaged_manifest_on_disk_is_fetched_again(device: Device, repository:
     desired = device.registry.check()
     assert desired is not None
     assert hashlib.sha256(stored.read_bytes()).hexdigest() == ref.sha256
+    stuck = stored.with_name(f"{'0' * 64}.json")
+    stuck.mkdir()  # what even root cannot unlink
     device.registry.prune_manifests(set())
     assert not stored.exists()
+    assert stuck.exists(), "and the daemon goes on"
 
 
 def test_a_clock_at_1970_is_lifted_to_the_last_authenticated_time(

@@ -289,6 +289,12 @@ async def test_blobs_are_stored_once_and_only_as_what_they_are(the: Api) -> None
     await the.call("PUT", path, 200, content=data)
     head = await the.http.head(path, headers=the.operator)
     assert head.headers["content-length"] == str(len(data))
+    damaged = the.services.registry.blobs.path(name)
+    damaged.chmod(0o644)
+    damaged.write_bytes(data[:-1] + b"?")
+    assert (await the.http.head(path, headers=the.operator)).status_code == 404, "so that it is sent again"
+    await the.call("PUT", path, 201, content=data)
+    assert damaged.read_bytes() == data
     assert not list((the.services.settings.blobs / "incoming").iterdir())
 
 

@@ -91,6 +91,23 @@ def test_what_is_there_is_never_written_again(store: BlobStore) -> None:
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
 
+def test_a_damaged_blob_is_replaced_by_a_sound_upload(store: BlobStore) -> None:
+    data = b"weights"
+    store.put(digest(data), [data])
+    path = store.path(digest(data))
+    path.chmod(0o644)
+    path.write_bytes(b"weighty")
+    assert not store.sound(digest(data))
+    with pytest.raises(Rejected, match="has sha256"):
+        store.put(digest(data), [b"other"])
+    assert path.read_bytes() == b"weighty", "only what is sound replaces it"
+    assert store.put(digest(data), [data]) is True
+    assert path.read_bytes() == data
+    assert path.stat().st_mode & 0o777 == 0o444
+    assert store.sound(digest(data))
+    assert left_over(store) == []
+
+
 def test_the_same_blob_from_many_at_once_lands_once(store: BlobStore) -> None:
     data, won, gate = b"data" * 100, [], threading.Barrier(8)
 

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import paho.mqtt.client as paho
@@ -294,6 +295,24 @@ def test_new_lists_do_not_end_a_broker_that_is_still_starting(
         assert broker.pid == second
     finally:
         broker.stop()
+
+
+def test_a_broker_that_cannot_be_started_is_tried_again_and_says_so(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when there are no processes left: the thread that watches over it must not end of that."""
+    assert (broker.alive, broker.fault) == (True, "")
+    first, configured = broker.pid, broker._program
+    assert first is not None
+    assert configured is not None
+    broker._program = replace(configured, path="/nowhere/mosquitto")
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", "/nowhere")  # without setpriv, which would start
+        os.kill(first, signal.SIGKILL)
+        eventually(lambda: "cannot be started" in broker.fault, "the fault")
+    broker._program = configured
+    eventually(lambda: broker.alive, "another Mosquitto")
+    assert broker.fault == ""
 
 
 def test_stop_is_final_and_may_be_called_again(settings: Settings, broker: Broker) -> None:

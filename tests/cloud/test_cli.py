@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,16 @@ def test_nobody_but_the_owner_writes_there(
     assert "belongs to" in captured.err
     assert f"-- edgeward-cloud {command[0]} --dir {settings.dir}" in captured.err
     assert before == {path: path.stat().st_mtime_ns for path in settings.dir.rglob("*")}
+
+
+def test_a_missing_extra_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_cloud(tmp_path / "cloud")
+    monkeypatch.delitem(sys.modules, "edgeward_cloud.server", raising=False)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert main(["up", "--dir", str(settings.dir)]) == 1
+    assert "uvicorn" in capsys.readouterr().err
+    monkeypatch.delitem(sys.modules, "edgeward_cloud.server", raising=False)
+    assert main(["up", "--dir", str(settings.dir)]) == 1
+    assert "pip install 'edgeward[cloud]'" in capsys.readouterr().err

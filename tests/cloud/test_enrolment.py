@@ -128,6 +128,7 @@ async def test_a_pending_device_waits_for_an_operator(the: Api) -> None:
     )
     shown = await the.call("POST", "/v1/devices/d1/admission", json={"admission": "accepted"})
     assert shown["admission"] == "accepted"
+    assert not shown["certificate_revoked"], "it never had one"
     assert (await ask(the, kit, token)).certificate_pem
     await the.problem("POST", "/v1/devices/d9/admission", 404, json={"admission": "accepted"})
 
@@ -158,8 +159,11 @@ async def test_a_rejected_device_is_out_at_once(the: Api) -> None:
     # The rollout does not wait for it.
     progress = await the.call("GET", f"/v1/rollouts/{rollout['id']}")
     assert [t["result"] for t in progress["targets"]] == ["canceled", None]
-    await the.call("POST", "/v1/devices/d1/admission", json={"admission": "accepted"})
+    shown = await the.call("POST", "/v1/devices/d1/admission", json={"admission": "accepted"})
+    assert shown["certificate_revoked"], "it has to enrol again"
     assert (await ask(the, kit, "whatever")).certificate_pem
+    assert not (await the.call("GET", "/v1/devices/d1"))["certificate_revoked"]
+    assert not (await the.call("GET", "/v1/devices/d2"))["certificate_revoked"]
 
 
 async def test_a_rejected_devices_id_may_be_given_to_a_new_key(the: Api) -> None:

@@ -134,6 +134,20 @@ def test_only_what_is_sent_now_counts_as_seen() -> None:
     assert device_changes(live, {}) == {}
 
 
+def test_who_speaks_is_online() -> None:
+    """Also one that was rejected and accepted again meanwhile: its connection has not ended."""
+    for document in (birth(), reported(), window(1), event(1)):
+        kind: Any = {Birth: "birth", Reported: "reported", Event: "event"}.get(type(document), "telemetry")
+        said = sort_out([message("d1", kind, document)], NOW)
+        assert device_changes(said, {"d1": BOOT})["d1"]["online"] is True
+        kept = sort_out([message("d1", kind, document, retained=True)], NOW)
+        assert "online" not in device_changes(kept, {"d1": BOOT}).get("d1", {})
+    gone = sort_out([message("d1", "event", event(1)), message("d1", "status", status("offline"))], NOW)
+    assert device_changes(gone, {"d1": BOOT})["d1"]["online"] is False
+    old = sort_out([message("d1", "status", status("offline", OTHER_BOOT))], NOW)
+    assert "online" not in device_changes(old, {"d1": BOOT})["d1"], "the will of an earlier life"
+
+
 def test_rollouts_hear_of_reports_and_events() -> None:
     done = Finished(pipeline="main", update=update("r1", "succeeded"))
     batch = sort_out(
@@ -260,6 +274,29 @@ def _speak(d1: MqttDevice, result: ResultMessage) -> None:
     d1.send("telemetry", window(1))
     d1.send("event", event(1))
     d1.send("result", result)
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("broker")
+async def test_only_accepted_devices_are_listened_to(
+    settings: Settings, store: Store, tmp_path: Path
+) -> None:
+    """Somebody else's broker may go on taking what a rejected device sends."""
+    async with store.write() as session:
+        await devices.change(session, "d2", {"admission": "rejected"})
+    async with ingesting(settings, store) as cloud:
+        with (
+            MqttDevice(settings, "d1", tmp_path / "d1") as d1,
+            MqttDevice(settings, "d2", tmp_path / "d2") as d2,
+        ):
+            await asyncio.to_thread(d2.send, "status", status("online"))
+            await asyncio.to_thread(d2.send, "telemetry", window(1))
+            await asyncio.to_thread(d1.send, "telemetry", window(1))
+            await until(lambda: d1.acked() == {1}, "the ack")
+            assert d2.acked() == set()
+        assert await cloud.rows() == [("d1", 1)]
+        assert not (await cloud.device("d2")).online
+        assert (await cloud.device("d2")).last_seen is None
 
 
 @pytest.mark.anyio

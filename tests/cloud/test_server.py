@@ -188,6 +188,41 @@ def test_a_rejected_device_is_thrown_out_and_a_viewer_let_in(settings: Settings,
             assert set(seen) == {"edgeward/v1/d2/up/metrics"}
 
 
+def test_a_device_that_is_accepted_again_comes_back(settings: Settings, tmp_path: Path) -> None:
+    kit = DeviceKit("d1")
+
+    def seen() -> dict[str, Any]:
+        found: dict[str, Any] = http.get("/v1/devices/d1").json()
+        return found
+
+    def admit(admission: str) -> None:
+        path = "/v1/devices/d1/admission"
+        assert http.post(path, json={"admission": admission}).status_code == 200
+
+    with up(settings), client(settings) as http:
+        http.post("/v1/fleets", json={"name": "edge"})
+        made = http.post("/v1/enroll-tokens", json={"fleet": "edge"}).json()
+        token = EnrolmentString.decode(made["enrolment"]).token
+        enrolled = http.post("/v1/enroll", json=kit.request(token)).json()
+        d1 = MqttDevice(settings, "d1", tmp_path / "d1", enrolled["certificate_pem"], kit.key_pem)
+        with d1:
+            d1.send("status", Status(state="online", boot_id=BOOT))
+            waited(lambda: seen()["online"], "it to be online")
+            admit("rejected")
+            assert not seen()["online"]
+            admit("accepted")
+            assert seen()["certificate_revoked"]
+            waited(lambda: d1.send("telemetry", window(1)) or seen()["online"], "it to be online again")
+        # Another connection needs another certificate, and gets one by the device's key.
+        assert "revoked" in waited(lambda: _tls_refusal(settings, tmp_path / "d1"), "the refusal")
+        answer = http.post("/v1/device/certificate", json={"csr_pem": kit.csr_pem}, headers=kit.headers())
+        renewed = MqttDevice(settings, "d1", tmp_path / "new", answer.json()["certificate_pem"], kit.key_pem)
+        with renewed:
+            renewed.send("telemetry", window(2))
+            waited(lambda: 2 in renewed.acked(), "the ack")
+        assert not seen()["certificate_revoked"]
+
+
 def _tls_refusal(settings: Settings, home: Path) -> str:
     """What the broker's TLS says to a client certificate; empty when it lets it in."""
     tls = ssl.create_default_context(cafile=str(Pki(settings.pki).server_ca))
@@ -242,6 +277,28 @@ def test_an_external_broker_may_be_away(settings: Settings) -> None:
         assert http.get("/health").json() == {"status": "ok"}
         assert cloud.stop() == 0
     assert any("is away" in line for line in cloud.errors)
+
+
+def test_health_says_that_its_own_broker_is_gone(settings: Settings) -> None:
+    with up(settings), client(settings) as http:
+        assert http.get("/health").json() == {"status": "ok"}
+        (settings.mosquitto / "mosquitto.conf").write_text("nonsense\n")  # it ends at once, again and again
+        [pid] = _mosquittos(settings)
+        os.kill(pid, signal.SIGKILL)
+        answer = waited(lambda: (a := http.get("/health")).status_code == 503 and a, "503")
+        assert "broker is away: Mosquitto ended" in answer.json()["detail"]
+        assert http.get("/v1/whoami").status_code == 200, "all else goes on"
+
+
+def _mosquittos(settings: Settings) -> list[int]:
+    wanted = str(settings.mosquitto / "mosquitto.conf").encode()
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes().split(b"\0")
+            if wanted in words and words[0].endswith(b"mosquitto"):
+                found.append(int(path.parent.name))
+    return found
 
 
 def test_systemd_hears_ready_and_the_watchdog_and_stopping(settings: Settings, tmp_path: Path) -> None:

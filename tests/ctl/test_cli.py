@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 from pathlib import Path
 
+import httpx
 import pytest
 
 from ctl.conftest import AGENT_CTL, EMPTY, FLEET, Office, finish
+from edgeward_cloud.cli import _parser
+from edgeward_cloud.store.models import CertificateRow
+from edgeward_ctl.client import Client
+from edgeward_ctl.profile import load_profile
+from edgeward_wire import __version__
 
 
 def told(err: str) -> tuple[str, str]:
@@ -159,6 +167,7 @@ def test_ctrl_c_before_anything_was_assigned_says_so(office: Office, tmp_path: P
         (["deploy", "{junk}", "--fleet", FLEET], "not an ONNX file", "Export"),
         (["deploy", "{bare}", "--fleet", FLEET], "needs labels", "--labels"),
         (["deploy", "{model}", "--fleet", FLEET, "--probation", "soon"], "no length of time", "90s"),
+        (["deploy", "{model}", "--fleet", FLEET, "--probation", "2d"], "probation_s.*86400", "--help"),
         (["deploy", "{model}", "--fleet", FLEET, "--set", "x"], "--set", "for example"),
         (
             ["deploy", "{model}", "--fleet", FLEET, "--labels", "/nope"],
@@ -188,6 +197,12 @@ def test_bad_input_gets_an_error_that_names_the_thing_and_a_next_step(
     what, next_step = told(done.err)
     assert re.search(error, what, re.IGNORECASE), what
     assert re.search(step, next_step, re.IGNORECASE), next_step
+
+
+def test_a_bad_probation_releases_nothing(office: Office) -> None:
+    path = office.model("hasty", 0)
+    assert office.ctl("deploy", str(path), "--fleet", FLEET, "--probation", "2d").code == 2
+    assert "hasty" not in {m["name"] for m in office.ctl("models", "--json").json}
 
 
 def test_errors_are_json_too(office: Office) -> None:
@@ -273,6 +288,9 @@ def test_a_pending_device_waits_for_accept(office: Office) -> None:
     assert office.ctl("accept", "late").code == 0
     assert enrol(token["enrolment"], "late", state, wait=wait, say=lambda _: None).device == "late"
     assert office.ctl("reject", "late").code == 0
+    again = office.ctl("accept", "late")
+    assert "certificate was revoked" in again.err
+    assert "agent-ctl enroll-token --fleet empty" in again.err
 
 
 def test_a_viewers_certificate_is_made_and_not_overwritten(office: Office, tmp_path: Path) -> None:
@@ -306,6 +324,64 @@ def test_help_is_there_without_a_profile_and_loads_nothing_heavy() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "deploy" in done.stdout
+
+
+def test_a_missing_extra_is_named() -> None:
+    code = "import sys; sys.modules['typer'] = None\nfrom edgeward_ctl.__main__ import main; main()"
+    done = subprocess.run(
+        [str(AGENT_CTL.parent / "python"), "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert told(done.stderr) == (
+        "agent-ctl needs a library that is not installed: typer.",
+        "pip install 'edgeward[ctl]'",
+    )
+
+
+def test_without_a_command_there_is_help_and_no_error() -> None:
+    for words in ((), ("mqtt",)):
+        done = subprocess.run([str(AGENT_CTL), *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert "Usage: agent-ctl" in done.stdout + done.stderr
+        assert "error:" not in done.stderr
+
+
+def test_version() -> None:
+    done = subprocess.run([str(AGENT_CTL), "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"agent-ctl {__version__}\n")
+
+
+def test_json_is_asked_for_before_or_after_the_command(office: Office) -> None:
+    assert office.ctl("fleets", "--json", "create", "before").json["name"] == "before"
+    assert office.ctl("fleets", "create", "after", "--json").json["name"] == "after"
+
+
+def test_a_fault_of_a_local_file_is_not_the_clouds(office: Office) -> None:
+    missing_file = office.ctl("deploy", str(office.model("local", 0)), "--fleet", FLEET, "--sidecar", "/nope")
+    assert missing_file.code == 2, missing_file.err
+    assert "/nope" in told(missing_file.err)[0]
+
+
+def test_a_place_that_cannot_be_written_costs_no_certificate(office: Office) -> None:
+    before = certificates(office)
+    done = office.ctl("mqtt", "cert", "nobody", "--out", "/proc/x")
+    assert done.code == 2, done.err
+    assert "/proc/x" in told(done.err)[0]
+    assert certificates(office) == before
+
+
+def certificates(office: Office) -> int:
+    database = office.stack.cloud_dir / "edgeward.db"
+    with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as found:
+        return int(found.execute(f"select count(*) from {CertificateRow.__tablename__}").fetchone()[0])
+
+
+def test_the_way_to_a_new_token_is_one_that_exists(office: Office) -> None:
+    with Client(load_profile(office.profile())) as client:
+        error = client._problem("GET", "/", httpx.Response(401))
+    command = re.search(r"`edgeward-cloud (.+?)`", error.next_step)
+    assert command is not None
+    assert _parser().parse_args(command[1].split()).name == "amy"
 
 
 def test_a_reader_that_goes_away_is_no_error_of_ours(office: Office) -> None:

@@ -134,6 +134,11 @@ def test_all_online_devices_succeed_and_the_offline_one_is_pending(play: Play) -
     assert "a: probation" in done.err or "a: succeeded" in done.err
     assert "b: pending (offline)" in done.err
     assert "Offline, pending: b" in done.err
+    events = play.office.ctl("log", "a", "-n", "2", "--json").json
+    assert len(events) == 2, "as many as were asked for"
+    whole = play.office.ctl("log", "a", "--json").json
+    assert events == whole[:2]
+    assert len(whole) > 2
 
 
 def test_one_that_rolls_back_makes_it_1_with_the_reason(play: Play) -> None:

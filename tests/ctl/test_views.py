@@ -179,6 +179,44 @@ def test_tables_hold_every_row_on_a_line_of_its_own() -> None:
         assert part in line
 
 
+def narrow(rows: list[views.Row], width: int) -> list[str]:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(screen.overview_table(rows, width))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+def test_a_narrow_terminal_shows_what_matters_most() -> None:
+    """As the demo's, in 80 columns: names, rates and states are whole, and nothing is half a column."""
+    fleet = [
+        views.Row(f"edge-01-{x}", "edge-01", True, "main", "cam", "efficientnet-lite0 1", "CPU", "int8",
+                  9.9, 11.5, 14.25, "Egyptian cat 65 %", "serving")
+        for x in "abc"
+    ]  # fmt: skip
+    for width in (60, 80, 100, 120, 200):
+        head, *lines = narrow(fleet, width)
+        assert len(lines) == 3
+        assert {"device", "fps", "state"} <= set(head.split())
+        for line, row in zip(lines, fleet, strict=True):
+            assert {row.device, "9.9", "serving"} <= set(line.split())
+            assert "\u2026" not in line
+    assert "variant" in narrow(fleet, 200)[0]
+    assert "variant" not in narrow(fleet, 80)[0]
+
+
+def test_a_long_state_is_folded_and_two_sources_are_told_apart() -> None:
+    rows = [
+        views.Row("edge-01-a", "edge-01", True, "main", source, "efficientnet-lite0 1", "CPU", "int8", 9.9,
+                  11.5, 14.25, "Egyptian cat 65 %", "failed, rolled back: p99 rose from 10 to 30 ms")
+        for source in ("door", "gate")
+    ]  # fmt: skip
+    shown = narrow(rows, 60)
+    text = " ".join(shown)
+    for part in ("door", "gate", "edge-01-a", "9.9", "failed,", "30 ms"):
+        assert part in text
+    assert all(len(line) <= 60 for line in shown)
+
+
 def test_markup_in_what_devices_say_is_text() -> None:
     failed = update(result="rejected", reason="bad [bold]tag[/nonsense]")
     rows = views.overview([device(PipelineReport(update=failed, sources=UP))], [])

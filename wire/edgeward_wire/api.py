@@ -93,6 +93,8 @@ class Device(Open):
     online: bool = False
     last_seen: UnixTime | None = None
     certificate_expires_at: UnixTime | None = None
+    certificate_revoked: bool = False
+    """By a rejection: once accepted again, it needs a new one, by renewal or by enrolling again."""
     birth: Birth | None = None
     reported: Reported | None = None
     results: tuple[ResultMessage, ...] = ()

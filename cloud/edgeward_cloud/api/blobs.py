@@ -41,9 +41,10 @@ async def fetch(the: TheCloud, request: Request, sha256: Hex, _: Reader) -> Resp
 
 @router.head("/v1/blobs/sha256/{sha256}", status_code=200, response_class=Response)
 async def exists(the: TheCloud, sha256: Hex, _: Operator) -> Response:
-    """200 with its length when it is there, else 404."""
-    length = await anyio.to_thread.run_sync(the.parts.registry.blobs.length, sha256)
-    if length is None:
+    """200 with its length when it is there, else 404: missing, or damaged, so that an upload mends it."""
+    blobs = the.parts.registry.blobs
+    length = await anyio.to_thread.run_sync(blobs.length, sha256)
+    if length is None or not await anyio.to_thread.run_sync(blobs.sound, sha256):
         raise Refused(404, f"There is no blob {sha256}.", "Upload it.")
     return Response(headers={"Content-Length": str(length)}, media_type=_BINARY)
 
@@ -56,9 +57,9 @@ async def exists(the: TheCloud, sha256: Hex, _: Operator) -> Response:
     openapi_extra=_ANY_BODY,
 )
 async def store(the: TheCloud, request: Request, sha256: Hex, _: Operator) -> Response:
-    """Store a blob: 201, or 200 when it was there. Its sha256 is verified before it gets its name."""
+    """Store a blob: 201, or 200 when a sound one is there. Its sha256 is verified before it gets its name."""
     blobs = the.parts.registry.blobs
-    if await anyio.to_thread.run_sync(blobs.length, sha256) is not None:
+    if await anyio.to_thread.run_sync(blobs.sound, sha256):
         return Response(status_code=200)
     declared = request.headers.get("content-length", "")
     length = int(declared) if declared.isdecimal() else None

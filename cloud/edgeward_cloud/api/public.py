@@ -11,6 +11,7 @@ from edgeward_cloud.api.needs import TheCloud
 from edgeward_cloud.api.serving import IMMUTABLE, serve_file
 from edgeward_cloud.problem import Refused
 from edgeward_wire.enrolment import EnrolRequest, EnrolResponse
+from edgeward_wire.errors import Unavailable
 
 router = APIRouter(tags=["public"])
 _METADATA = re.compile(r"[0-9a-z][0-9a-z-]{0,40}(\.[0-9a-z][0-9a-z-]{0,40}){1,2}")
@@ -23,8 +24,10 @@ _SHORT_LIVED = "no-cache"
 
 @router.get("/health", response_model=dict[str, str])
 async def health(the: TheCloud) -> dict[str, str]:
-    """Whether the cloud can do its work: 503 when its database does not answer."""
+    """Whether the cloud can do its work: 503 when database, ingest or its own broker cannot; says which."""
     await the.parts.store.check()
+    if faults := the.parts.faults():
+        raise Unavailable(faults, "The cloud keeps trying; its log says more.")
     return {"status": "ok"}
 
 

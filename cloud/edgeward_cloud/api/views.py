@@ -33,6 +33,7 @@ def device_view(row: DeviceRow, results: tuple[ResultMessage, ...]) -> api.Devic
         online=row.online,
         last_seen=row.last_seen,
         certificate_expires_at=row.certificate_expires_at,
+        certificate_revoked=row.certificate_pem is None and row.certificate_expires_at is not None,
         birth=document(Birth, row.birth),
         reported=document(Reported, row.reported),
         results=results,

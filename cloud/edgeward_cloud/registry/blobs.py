@@ -1,13 +1,15 @@
 """The immutable blob store: `<dir>/sha256/<hex>`.
 
-Invariants: what lies under a name has that sha256, was on the disk before it got its name, and never
-changes. An upload that ends early leaves nothing behind but a temporary file, which `clean` removes.
+Invariants: what lies under a name had that sha256 and was on the disk before it got its name. It never
+changes, unless the disk has damaged it: then a sound upload takes its place. An upload that ends early leaves
+nothing behind but a temporary file, which `clean` removes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import re
 import tempfile
@@ -22,7 +24,9 @@ from edgeward_wire.identifiers import SHA256_PATTERN
 from edgeward_wire.manifest import MAX_BLOB_BYTES
 
 STALE_S = 24 * 3600.0
+_READ = 1 << 20
 _SHA256 = re.compile(SHA256_PATTERN)
+_log = logging.getLogger(__name__)
 
 
 class BlobStore:
@@ -52,6 +56,10 @@ class BlobStore:
         except FileNotFoundError:
             return None
 
+    def sound(self, sha256: str) -> bool:
+        """Whether a blob is here and still has its sha256. Reads all of it."""
+        return _is_sound(self.path(sha256))
+
     def writer(self, sha256: str, length: int | None = None) -> BlobWriter:
         """Start an upload. `length` is what the sender declared, if it did.
 
@@ -62,7 +70,7 @@ class BlobStore:
 
     def put(self, sha256: str, chunks: Iterable[bytes], length: int | None = None) -> bool:
         """Store a blob; False when it was there already. Raises as `BlobWriter` does."""
-        if self.length(sha256) is not None:
+        if self.sound(sha256):
             return False
         with self.writer(sha256, length) as writer:
             for chunk in chunks:
@@ -125,7 +133,7 @@ class BlobWriter:
             raise disk_fault(self._final, error) from error
 
     def commit(self) -> bool:
-        """Verify, make durable, and give the blob its name; False when another upload was first.
+        """Verify, make durable, and give the blob its name; False when a sound one has it already.
 
         Raises:
             Rejected: its length or sha256 is not the one declared. Unavailable: the disk is full.
@@ -138,10 +146,31 @@ class BlobWriter:
         try:
             os.fchmod(self._fd, 0o444)
             os.fsync(self._fd)
-            os.link(self._path, self._final)  # unlike a rename, never replaces what is there
+            if not self._take_name():
+                return False
             sync_directory(self._final.parent)
-        except FileExistsError:
-            return False
         except OSError as error:
             raise disk_fault(self._final, error) from error
         return True
+
+    def _take_name(self) -> bool:
+        try:
+            os.link(self._path, self._final)  # unlike a rename, never replaces what is there
+        except FileExistsError:
+            if _is_sound(self._final):
+                return False
+            _log.warning("Blob %s was damaged on the disk; the upload replaces it.", self._final.name)
+            os.replace(self._path, self._final)
+        return True
+
+
+def _is_sound(path: Path) -> bool:
+    """Whether a file is there whose sha256 is its name. One that cannot be read is not."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_READ):
+                digest.update(chunk)
+    except OSError:
+        return False
+    return digest.hexdigest() == path.name

@@ -33,8 +33,9 @@ async def ids(session: AsyncSession, *, fleet: str | None = None, admission: str
 
 
 async def known(session: AsyncSession, devices: Collection[str]) -> dict[str, str | None]:
-    """Those of the devices that there are, each with its present boot_id."""
-    query = select(DeviceRow.id, DeviceRow.boot_id).where(DeviceRow.id.in_(devices))
+    """Those of the devices that are accepted, each with its present boot_id: nobody else is listened to."""
+    query = select(DeviceRow.id, DeviceRow.boot_id)
+    query = query.where(DeviceRow.id.in_(devices), DeviceRow.admission == "accepted")
     return {row.id: row.boot_id for row in (await session.execute(query)).all()}
 
 
