@@ -147,7 +147,7 @@ class _Rounds:
     least: int
     most: int
     late: float
-    told: Callable[[int], None]
+    told: Callable[[int], None] = lambda percent: None
     """Hears how much of the group's rounds is done, in hundredths."""
 
     def percent(self, done: int, used_s: float) -> int:
