@@ -341,7 +341,9 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except EdgewardError as error:
-        code = _say_error(error.what, error.next_step, _code(error))
+        code = _say_error(
+            error.what, error.next_step, UNAVAILABLE if isinstance(error, Unavailable) else USAGE
+        )
     except KeyboardInterrupt:
         code = _say_error("Interrupted.", "", INTERRUPTED)
     except BrokenPipeError:  # whoever read us went away
@@ -350,12 +352,6 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001  # the last boundary before a person
         code = _say_other(error)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _code(error: EdgewardError) -> int:
-    """69 is for what is away; a file of this machine that is missing or cannot be written is not."""
-    away = isinstance(error, Unavailable) and not isinstance(error.__cause__, OSError)
-    return UNAVAILABLE if away else USAGE
 
 
 def _say_other(error: Exception) -> int:

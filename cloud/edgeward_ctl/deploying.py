@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from edgeward_ctl.profile import Profile
 from edgeward_ctl.releases import Choice, choose_version
 from edgeward_ctl.screen import Progressing
 from edgeward_wire.api import Device, RollbackCreate, Rollout, RolloutCreate
-from edgeward_wire.errors import Rejected
+from edgeward_wire.errors import Rejected, Unavailable
 from edgeward_wire.manifest import ModelRef
 
 if TYPE_CHECKING:
@@ -152,19 +153,31 @@ def _bundler() -> Callable[[Wish, Path, Progressing], Bundle]:
             # The last step is shown when there is something to say about it.
             board.step("bundle", done if said else min(done, total - 1), total, said or what)
 
-        if is_bundle(wish.model):
-            _check_nothing_is_declared(wish)
-            bundle = read_bundle(wish.model, progress)
-        else:
-            request = BundleRequest(
-                model=wish.model, sidecar=wish.sidecar, flags=wish.flags, allow_float=wish.allow_float
-            )
-            bundle = make_bundle(request, scratch, progress)
+        with _local_files():
+            if is_bundle(wish.model):
+                _check_nothing_is_declared(wish)
+                bundle = read_bundle(wish.model, progress)
+            else:
+                request = BundleRequest(
+                    model=wish.model, sidecar=wish.sidecar, flags=wish.flags, allow_float=wish.allow_float
+                )
+                bundle = make_bundle(request, scratch, progress)
         said = f"{bundle.manifest.name}: {bundle.precisions}, {screen.size(bundle.bytes)}"
         progress("", 1, 1)
         return bundle
 
     return run
+
+
+@contextmanager
+def _local_files() -> Iterator[None]:
+    """A file of this machine that cannot be used is what was typed, and not a cloud that is away."""
+    try:
+        yield
+    except Unavailable as error:
+        if isinstance(error.__cause__, OSError):
+            raise Rejected(error.what, error.next_step) from error
+        raise
 
 
 def _check_nothing_is_declared(wish: Wish) -> None:
