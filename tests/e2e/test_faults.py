@@ -205,7 +205,7 @@ def test_blobs_that_the_disk_has_hurt_are_fetched_again(one: Fleet) -> None:
 
 
 def test_a_lost_journal_costs_an_update_and_not_the_device(one: Fleet) -> None:
-    old = one.serving(DEVICE)
+    old = one.deployed(one.model(), fleet=FAULTY)  # what it is to run is what it then follows
     one.stack.stop(DEVICE)
     journal = one.stack.device_dir(DEVICE) / "state" / "journal.json"
     journal.write_text('{"half')

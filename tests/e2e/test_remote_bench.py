@@ -120,11 +120,26 @@ def test_a_stolen_cloud_cannot_have_measured_what_nobody_signed(one: Fleet) -> N
     one.goes_on_serving(DEVICE)
 
 
+def hold_qualify(fleet: Fleet) -> None:
+    """Let it stand still as soon as it is there."""
+    agent, found = str(fleet.stack.processes[DEVICE].pid), ""
+
+    def there() -> bool:
+        nonlocal found
+        command = ["pgrep", "-P", agent, "-f", "edgeward_agent.qualify"]
+        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        return bool(found)
+
+    fleet.wait(there, "qualify")
+    os.kill(int(found), signal.SIGSTOP)
+
+
 def test_an_assignment_during_a_bench_wins(one: Fleet) -> None:
     api = one.stack.api
     with screen.board(began=time.monotonic()) as board:
         newer = deploying.release(api, Wish(model=one.model(), target={}), board)
     bench = api.send_command(DEVICE, CommandCreate(model=serving(one)))
+    hold_qualify(one)  # however long the assignment takes
     reaches(one, bench.n, lambda status: status.response is not None and status.response.phase == "measuring")
     rollout = api.create_rollout(RolloutCreate(device=DEVICE, model=newer, probation_s=1))
     ended = reaches(one, bench.n, lambda status: status.state in FINAL)
