@@ -56,13 +56,34 @@ def test_what_it_watches_with_ends_with_it(tmp_path: Path, number: signal.Signal
         os.kill(watcher, 0)
 
 
+def test_a_child_that_is_just_started_is_known_before_the_end() -> None:
+    """The signal came while `Popen` had not returned, and nobody knew the child."""
+    code = (
+        "import os, signal; from ending import end_in_order, held; end_in_order(); known = False\n"
+        "try:\n"
+        "    with held():\n"
+        "        os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGHUP); known = True\n"
+        "except KeyboardInterrupt:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)  # not heard again\n"
+        "    print(known)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(LIB)},
+    )
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
 def test_a_second_demo_leaves_the_first_ones_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo, "HOME", tmp_path)
     monkeypatch.setattr(demo, "ROOT", tmp_path.parent)
     monkeypatch.setattr(sys, "argv", ["demo", "--once"])
-    monkeypatch.setattr(demo, "stop_in_order", lambda: None)
+    monkeypatch.setattr(demo, "end_in_order", lambda: None)
     (tmp_path / "cloud").mkdir()
     with (tmp_path / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -81,7 +102,7 @@ def test_what_the_cloud_answers_is_an_error_and_no_traceback(
     monkeypatch.setattr(demo, "ROOT", tmp_path.parent)
     monkeypatch.setattr(demo, "start", refused)
     monkeypatch.setattr(demo, "make_cameras", dict)
-    monkeypatch.setattr(demo, "stop_in_order", lambda: None)
+    monkeypatch.setattr(demo, "end_in_order", lambda: None)
     monkeypatch.setattr(sys, "argv", ["demo", "--once"])
     assert demo.main() == 1
     captured = capsys.readouterr()

@@ -13,10 +13,10 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from camera import make_video
+from ending import end_in_order, held
 from stack import Stack, StackError
 
 from edgeward_wire.errors import EdgewardError
@@ -36,18 +36,6 @@ PATIENCE_S = 180.0
 def say(text: str) -> None:
     with contextlib.suppress(OSError):  # the terminal may be gone: that is no reason to leave processes
         print(text, file=sys.stderr, flush=True)
-
-
-def stop_in_order() -> None:
-    """SIGTERM and SIGHUP end the demo as Ctrl-C does; while it ends they are not heard again."""
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        for one in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(one, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    for one in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(one, stop)
 
 
 @contextlib.contextmanager
@@ -142,11 +130,14 @@ def watch(stack: Stack) -> None:
     """The live table, until Ctrl-C."""
     command = [str(stack.bin / "agent-ctl"), "--profile", str(stack.profile), "watch", "--fleet", FLEET]
     say("Ctrl-C ends the demo.\n")
-    child = subprocess.Popen(command)
+    child = None
     try:
+        with held():
+            child = subprocess.Popen(command)
         child.wait()
     finally:
-        end(child)
+        if child is not None:
+            end(child)
 
 
 def end(child: subprocess.Popen[bytes]) -> None:
@@ -163,7 +154,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
     parser.add_argument("--once", action="store_true", help="end by itself, with a JSON summary last")
     arguments = parser.parse_args()
-    stop_in_order()
+    end_in_order()
     try:
         with alone():
             return run(only_once=arguments.once)

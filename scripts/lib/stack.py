@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from ending import held
 from ports import free_ports
 
 from edgeward_ctl.client import Client
@@ -189,7 +190,7 @@ class Stack:
         logs.mkdir(parents=True, exist_ok=True)
         log = logs / f"{name}.log"
         out: IO[bytes]
-        with log.open("ab") as out:
+        with log.open("ab") as out, held():
             popen = subprocess.Popen(
                 [str(self.bin / command), *arguments],
                 stdin=subprocess.DEVNULL,
@@ -197,7 +198,7 @@ class Stack:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self.processes[name] = Process(name, popen, log)
+            self.processes[name] = Process(name, popen, log)
         return self.processes[name]
 
     def stop(self, name: str, sig: signal.Signals = signal.SIGTERM) -> int:
@@ -231,4 +232,5 @@ class Stack:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        with held():  # what ends us now is no reason to stay half way
+            self.close()
