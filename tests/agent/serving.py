@@ -40,8 +40,9 @@ class Serving:
 
     def start_runner(self) -> Runner:
         runner = Runner()
-        source = SourceSpec(name="cam", uri=self._source, loop=True, realtime=True)
-        sources = (source,) if self._source else ()
+        sources = tuple(
+            SourceSpec(name="cam", uri=uri, loop=True, realtime=True) for uri in (self._source,) if uri
+        )
         runner.send(
             Configure(pipeline="main", sources=sources, window_s=60, result_interval_s=1, run=str(self.run))
         )
