@@ -222,12 +222,17 @@ class Broker:
         self._thread = threading.Thread(target=self._supervise, name="broker", daemon=True)
         self._thread.start()
         deadline = time.monotonic() + START_S
-        while not _accepts(reachable(address[0]), address[1]):
+        while not self._serves(*address):
             if self._exited.wait(0.05) or time.monotonic() > deadline:
                 said = "; ".join(self._tail) or self._fault or "it said nothing"
                 self.stop()
                 raise Unavailable(f"Mosquitto did not start: {said}.", "See mosquitto.conf in its directory.")
         log.info("broker: Mosquitto %d.%d on %s", *self._program.version, authority(*address))
+
+    def _serves(self, bind: str, port: int) -> bool:
+        """Whether it has started: it accepts a moment before it reads its keys, and may end on them."""
+        pid = self.pid
+        return pid is not None and _accepts(reachable(bind), port) and _handles(pid, signal.SIGHUP)
 
     def apply(self, viewers: Iterable[str], revoked: Iterable[str]) -> None:
         """Let these lists hold from now on, and read the CRL again. Both lists are whole, not additions.
