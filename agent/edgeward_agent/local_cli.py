@@ -156,7 +156,8 @@ def _find(known: Guess, arguments: argparse.Namespace) -> Findings:
     """Probe a file against golden vectors made on the spot."""
     from edgeward_runtime import parity, plans, resources, sessions
     from edgeward_runtime.engine import check_supported
-    from edgeward_runtime.probe import Candidate, Subject, probe
+    from edgeward_runtime.probe import probe
+    from edgeward_runtime.trials import Candidate, Subject
 
     check_supported(known.contract)
     facts = plans.VariantFacts(known.precision, "")

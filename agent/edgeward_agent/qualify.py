@@ -38,7 +38,8 @@ from edgeward_wire.manifest import Manifest
 from edgeward_wire.verdict import Verdict
 
 if TYPE_CHECKING:
-    from edgeward_runtime.probe import Findings, Subject
+    from edgeward_runtime.probe import Findings
+    from edgeward_runtime.trials import Subject
 
 log = logging.getLogger("edgeward.qualify")
 
@@ -58,7 +59,7 @@ Send = Callable[[QualifyMessage], None]
 def subject_of(order: Qualify) -> Subject:
     """The files that an order names."""
     from edgeward_runtime.plans import VariantFacts
-    from edgeward_runtime.probe import Candidate, Subject
+    from edgeward_runtime.trials import Candidate, Subject
 
     manifest, blobs = order.manifest, Path(order.blobs)
     variants = {

@@ -1,8 +1,9 @@
 """Which plans are worth a try on a machine, and which one wins. Pure: nothing is loaded here.
 
 Preference (TensorRT, CUDA, OpenVINO, CPU) says what is tried first; only measurements say what wins.
-The fastest that passed wins; within 3 % is a tie: fewer threads, then less memory. An incumbent gives
-way only to a plan that is at least 10 % faster.
+On the CPU the best of these are then refined, one session option at a time. The fastest that passed wins;
+within 1 % is a tie: fewer threads, then less memory. An incumbent gives way only to a plan that is at least
+10 % faster.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from edgeward_wire.manifest import Precision, TargetHints
 from edgeward_wire.verdict import Plan, PlanOutcome
 
 MAX_CANDIDATES = 16
-TIE = 1.03
+TIE = 1.01
 GAIN_TO_REPLACE = 0.90
+GAIN_TO_REFINE = 0.99
+"""An option stays where it is at least so much faster: more than runs in turn differ by chance."""
 
 TENSORRT = "TensorrtExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -33,6 +36,12 @@ _WORTH: dict[str, tuple[Precision, ...]] = {
 }
 _VERIFIED = frozenset({CPU, OPENVINO})
 _ARM_BF16 = "mlas.enable_gemm_fastmath_arm64_bfloat16"
+SPINNING = "session.intra_op.allow_spinning"
+"""A plan's session entry: "1" lets worker threads spin within a run, never between runs (adr/0007)."""
+ARENA = "edgeward.cpu_arena"
+"""A plan's session entry that ONNX Runtime has as an option: "0" takes memory anew in each run."""
+_WITHIN_REACH = 1.5
+"""What is slower than the fastest by more cannot pass it by its options."""
 _MAX_VARIANTS = 3
 _MAX_OPTION = 200
 """Characters of an option's value, as `Plan` has it."""
@@ -110,11 +119,48 @@ def unverified(plan: Plan) -> bool:
     return plan.provider not in _VERIFIED or _ARM_BF16 in plan.session
 
 
+def worth_refining(passed: Sequence[tuple[Plan, float]]) -> list[int]:
+    """Which of these plans (with their latencies, in any unit) to refine: the CPU's fastest of each number
+    of threads, where it is within reach of the fastest of all."""
+    fastest = min((slowness for _, slowness in passed), default=0.0)
+    best: dict[int, int] = {}
+    for k in sorted(range(len(passed)), key=lambda k: passed[k][1]):
+        if passed[k][0].provider == CPU and passed[k][1] <= fastest * _WITHIN_REACH:
+            best.setdefault(passed[k][0].threads, k)
+    return sorted(best.values())
+
+
+def _spinning(plan: Plan) -> Plan | None:
+    return _with(plan, SPINNING, "1") if plan.threads > 1 else None
+
+
+def _without_arena(plan: Plan) -> Plan | None:
+    return _with(plan, ARENA, "0")
+
+
+def _extended(plan: Plan) -> Plan | None:
+    """Without the layout that the processor likes best: its conversions can cost more than it gives."""
+    return plan.model_copy(update={"optimisation": "extended"}) if plan.optimisation == "all" else None
+
+
+def _basic(plan: Plan) -> Plan | None:
+    """Without fused operators, where the level above it did not help either."""
+    return plan.model_copy(update={"optimisation": "basic"}) if plan.optimisation == "extended" else None
+
+
+REFINEMENTS: tuple[Callable[[Plan], Plan | None], ...] = (_spinning, _without_arena, _extended, _basic)
+"""What is tried on a plan that is worth it, in this order: the same with one option more, or None."""
+
+
+def _with(plan: Plan, key: str, value: str) -> Plan | None:
+    return None if key in plan.session else plan.model_copy(update={"session": {**plan.session, key: value}})
+
+
 def choose(outcomes: Sequence[PlanOutcome], incumbent: Plan | None = None) -> int | None:
     """The index of the winner among those that passed, or None."""
     passed = {k: o for k, o in enumerate(outcomes) if o.outcome == "passed"}
     slowness = {k: o.ratio for k, o in passed.items() if o.ratio is not None}
-    if not slowness:  # without finals the screening decides; with them, who is not in them lost there
+    if all(o.ratio is None for o in outcomes):  # without finals the screening decides
         slowness = {k: o.p50_ms for k, o in passed.items() if o.p50_ms is not None}
     if not slowness:
         return None

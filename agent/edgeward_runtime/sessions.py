@@ -1,9 +1,10 @@
 """The only importer of onnxruntime: one session for one plan, and what it says about itself.
 
 Invariants: providers are always named; a session that silently fell back to another provider is
-`WrongProvider`, never a session; worker threads never spin; a file goes in by its path (its bytes
-would be kept); every fault of the runtime becomes one short line. A session belongs to the thread
-that opened it: open, warm, run and close it there (CUDA graphs are bound to theirs).
+`WrongProvider`, never a session; worker threads never spin between runs, and within them only where the
+plan says so; a file goes in by its path (its bytes would be kept); every fault of the runtime becomes one
+short line. A session belongs to the thread that opened it: open, warm, run and close it there (CUDA graphs
+are bound to theirs).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as _state  # pyright: ignore[reportAttributeAccessIssue]
 
+from edgeward_runtime.plans import ARENA, SPINNING
 from edgeward_wire.contract import DType
 from edgeward_wire.errors import EdgewardError, Rejected
 from edgeward_wire.verdict import Plan
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 CPU = "CPUExecutionProvider"
-ARENA = "edgeward.cpu_arena"
-"""A plan's session entry that ONNX Runtime has as an option: "0" takes memory anew in each run."""
 _CUDA = "CUDAExecutionProvider"
 _TENSORRT = "TensorrtExecutionProvider"
 _SILENT = 4
@@ -230,7 +230,8 @@ def _open(path: Path, plan: Plan, *, placement: bool, profile: str = "", saved: 
     options.intra_op_num_threads = plan.threads
     options.inter_op_num_threads = 1
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[plan.optimisation])
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry(SPINNING, plan.session.get(SPINNING, "0"))
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # with the run
     if placement:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if profile:
@@ -241,7 +242,7 @@ def _open(path: Path, plan: Plan, *, placement: bool, profile: str = "", saved: 
     for key, value in plan.session.items():
         if key == ARENA:
             options.enable_cpu_mem_arena = value != "0"
-        else:
+        elif key != SPINNING:
             options.add_session_config_entry(key, value)
     providers: list[Any] = [(plan.provider, dict(plan.options))]
     if plan.provider == _TENSORRT and _CUDA in ort.get_available_providers():

@@ -17,15 +17,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy.typing as npt
 
 from edgeward_models.progress import Progress, silent
 from edgeward_models.statistics import Interval, paired_ratio
 from edgeward_runtime import resources
-from edgeward_runtime.probe import quantile
 from edgeward_runtime.sessions import CPU, NotLoaded, RunFailed, Session, open_session
+from edgeward_runtime.trials import in_turn, quantile
 from edgeward_wire.verdict import Plan
 
 GROUP = 5
@@ -40,7 +40,6 @@ LATE = 6
 """Rounds that are enough where the time is up."""
 _BLURRED = 0.08
 
-T = TypeVar("T")
 FullFeeds = Mapping[str, npt.NDArray[Any]]
 """All inputs of one run, constants and states included."""
 
@@ -283,10 +282,3 @@ def _one_round(reference: _Runner, everyone: Sequence[_Runner], feeds: FullFeeds
             seconds, clean = beside if beside is not None else (None, True)
             runner.runs.append(_Run(mine[0], seconds, mine[1] and clean))
             runner.clean += mine[1] and clean
-
-
-def in_turn(everyone: Sequence[T], k: int) -> list[T]:
-    """The order of round `k`: every second one backwards, and the start moves on every two."""
-    start = (k // 2) % len(everyone)
-    order = [*everyone[start:], *everyone[:start]]
-    return order[::-1] if k % 2 else order

@@ -9,11 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeward_runtime.plans import (
+    ARENA,
     CPU,
     CUDA,
     GAIN_TO_REPLACE,
     MAX_CANDIDATES,
     OPENVINO,
+    REFINEMENTS,
+    SPINNING,
     TENSORRT,
     TIE,
     Machine,
@@ -22,6 +25,7 @@ from edgeward_runtime.plans import (
     choose,
     provider_name,
     unverified,
+    worth_refining,
 )
 from edgeward_wire.contract import Contract
 from edgeward_wire.manifest import TargetHints
@@ -196,6 +200,40 @@ def test_candidates_are_few_and_each_is_there_once(
     assert "AzureExecutionProvider" not in {p.provider for p in found}
 
 
+def refined(plan: Plan) -> list[str]:
+    """The titles of the plans that one more option makes of it."""
+    return [found.title for refine in REFINEMENTS if (found := refine(plan)) is not None]
+
+
+def test_a_plan_is_refined_by_one_option_at_a_time() -> None:
+    plan = Plan(provider=CPU, variant="int8", threads=2, session={"session.x64quantprecision": "1"})
+    assert refined(plan) == [
+        "CPU int8 x2 allow_spinning=1 x64quantprecision=1",
+        "CPU int8 x2 cpu_arena=0 x64quantprecision=1",
+        "CPU int8 x2 opt=extended x64quantprecision=1",
+    ]
+
+
+def test_only_what_makes_a_difference_is_tried() -> None:
+    """One thread waits for nobody; without fusion is worth a try where less layout helped."""
+    assert refined(Plan(provider=CPU, variant="v")) == ["CPU v x1 cpu_arena=0", "CPU v x1 opt=extended"]
+    assert refined(Plan(provider=CPU, variant="v", optimisation="extended"))[1:] == ["CPU v x1 opt=basic"]
+    everything = Plan(
+        provider=CPU, variant="v", threads=2, session={SPINNING: "1", ARENA: "0"}, optimisation="basic"
+    )
+    assert refined(everything) == []
+
+
+def test_the_best_of_each_number_of_threads_is_refined_within_reach_of_the_fastest() -> None:
+    def plan(threads: int, provider: str = CPU) -> Plan:
+        return Plan(provider=provider, variant="v", threads=threads)
+
+    assert worth_refining([]) == []
+    assert worth_refining([(plan(1), 5.0), (plan(2), 4.0), (plan(2), 4.5)]) == [0, 1]
+    assert worth_refining([(plan(1), 7.0), (plan(2), 4.0)]) == [1]
+    assert worth_refining([(plan(1, CUDA), 1.0), (plan(2), 4.0)]) == []
+
+
 def outcome(
     threads: int = 1,
     p50: float = 10.0,
@@ -214,10 +252,11 @@ def outcome(
         ([outcome(result="not_loaded"), outcome(result="wrong_output", p50=1)], None),
         ([outcome(p50=10), outcome(p50=5)], 1),
         ([outcome(p50=5, result="wrong_output"), outcome(p50=10)], 1),
-        ([outcome(p50=10, threads=4), outcome(p50=10.2, threads=1)], 1),  # a tie: fewer threads
-        ([outcome(p50=10, threads=4), outcome(p50=10.4, threads=1)], 0),  # no tie
-        ([outcome(p50=10, memory=90), outcome(p50=10.1, memory=40)], 1),  # a tie: less memory
-        ([outcome(p50=10, memory=None), outcome(p50=10.1, memory=40)], 1),
+        ([outcome(p50=10, threads=4), outcome(p50=10.05, threads=1)], 1),  # a tie: fewer threads
+        ([outcome(p50=10, threads=4), outcome(p50=10.2, threads=1)], 0),  # no tie
+        ([outcome(p50=10, memory=90), outcome(p50=10.05, memory=40)], 1),  # a tie: less memory
+        ([outcome(p50=10, memory=None), outcome(p50=10.05, memory=40)], 1),
+        ([outcome(p50=3), outcome(p50=9, ratio=1.0, result="over_limit")], None),  # the finals were the test
         ([outcome(p50=3), outcome(p50=9, ratio=1.0), outcome(p50=8, ratio=1.2)], 1),  # pairs beat lone p50s
     ],
 )

@@ -6,6 +6,7 @@ outcome with a reason, not an error. The verdict keeps the numbers of the plans 
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import Field
@@ -14,6 +15,7 @@ from edgeward_wire.document import Open
 from edgeward_wire.identifiers import Key, Milliseconds, Reason, Sha256, ShortText, UnixTime, VariantName
 
 MAX_PLANS = 64
+_PREFIX = re.compile(r"^(session\.|edgeward\.)(intra_op\.)?")
 
 
 class Plan(Open):
@@ -33,7 +35,7 @@ class Plan(Open):
     def title(self) -> str:
         """One line for people: `CPU int8 x2 x64quantprecision=1`."""
         short = self.provider.removesuffix("ExecutionProvider")
-        extra = [f"{k.removeprefix('session.')}={v}" for k, v in sorted(self.session.items())]
+        extra = [f"{_PREFIX.sub('', key)}={value}" for key, value in sorted(self.session.items())]
         level = [] if self.optimisation == "all" else [f"opt={self.optimisation}"]
         return " ".join([short, self.variant, f"x{self.threads}", *level, *extra])
 
@@ -62,7 +64,7 @@ class PlanOutcome(Open):
     p50_ms: Milliseconds | None = None
     p99_ms: Milliseconds | None = None
     ratio: float | None = None
-    """Paired latency against the fastest plan; below 1 is faster."""
+    """Paired latency against the plan that led before the finals; below 1 is faster."""
     load_ms: Milliseconds | None = None
     memory_mb: float | None = None
     unverified: bool = False
