@@ -112,6 +112,19 @@ def test_detections_are_those_of_the_plain_reference(made: tuple[np.ndarray, Kin
     assert rows_of(detect(output, kind, how)) == plain_detect(output, kind, how)
 
 
+@pytest.mark.parametrize(("classes", "anchors"), [(40, 300), (40, 900), (2, 300), (1, 900)])
+def test_crowds_are_those_of_the_plain_reference(classes: int, anchors: int) -> None:
+    """Of one class and of many, and more than are held against one another at once."""
+    rng = np.random.default_rng(anchors + classes)
+    output = np.zeros((1, 4 + classes, anchors), np.float32)
+    output[0, :2] = rng.integers(0, 40, (2, anchors)) * 4.0
+    output[0, 2:4] = rng.integers(2, 8, (2, anchors)) * 8.0
+    output[0, 4 + rng.integers(0, classes, anchors), np.arange(anchors)] = rng.integers(8, 17, anchors) / 16
+    how = Settings(score=0.25, iou=0.45)
+    assert 0 < len(plain_detect(output, "yolov8", how)) < anchors
+    assert rows_of(detect(output, "yolov8", how)) == plain_detect(output, "yolov8", how)
+
+
 @given(outputs())
 @settings(max_examples=50, deadline=None)
 def test_overlaps_are_symmetric_and_those_of_the_reference(made: tuple[np.ndarray, Kind]) -> None:

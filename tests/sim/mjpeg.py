@@ -11,12 +11,14 @@ import threading
 from collections.abc import Callable
 from typing import Literal
 
+from sim.listener import Listener
+
 Auth = Literal["none", "basic", "digest", "sha256", "several", "bearer"]
 _BOUNDARY = "frontier"
 USER, PASSWORD = "eve", "s3cret/word"
 
 
-class MjpegCamera:
+class MjpegCamera(Listener):
     """Sends `pictures` in turn, `period_s` apart, to whoever asks for /video."""
 
     def __init__(self, pictures: list[bytes], *, port: int = 0, auth: Auth = "none") -> None:
@@ -32,50 +34,16 @@ class MjpegCamera:
         self.stalling = threading.Event()
         """Set once a connection really waits."""
         self.asked: list[str] = []
-        self.closing = threading.Event()
-        self._connections: list[socket.socket] = []
-        self._listener = socket.create_server(("127.0.0.1", port))
-        self.port: int = self._listener.getsockname()[1]
-        self._threads = [threading.Thread(target=self._accept, daemon=True)]
-        self._threads[0].start()
-
-    def __enter__(self) -> MjpegCamera:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        super().__init__(port)
 
     def url(self, user: str = "", path: str = "/video") -> str:
         """Its address; `user` as user:password@."""
         return f"http://{user}127.0.0.1:{self.port}{path}"
 
-    def drop(self) -> None:
-        """Cut every connection; new ones are taken."""
-        for connection in self._connections:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-
     def close(self) -> None:
-        """Cut every connection and take no more."""
         self.closing.set()
-        self.stalled.clear()
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self.drop()
-        for thread in self._threads:
-            thread.join(5)
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            self._connections.append(connection)
-            thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
-            self._threads.append(thread)
-            thread.start()
+        self.stalled.clear()  # who waits there looks whether it is over
+        super().close()
 
     def _serve(self, connection: socket.socket) -> None:
         with contextlib.suppress(OSError), connection:

@@ -12,13 +12,14 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 
+from sim.listener import Listener
 from sim.mjpeg import Auth, authorised, challenge
 
 _FRAGMENT = 1300
 _CLOCK = 90_000
 
 
-class RtspCamera:
+class RtspCamera(Listener):
     """Plays `pictures` (baseline JPEG, 4:2:0, sides a multiple of 8) in turn at /stream, `fps` a second."""
 
     def __init__(self, pictures: list[bytes], *, port: int = 0, auth: Auth = "none", fps: int = 50) -> None:
@@ -30,50 +31,12 @@ class RtspCamera:
         self.stalled = threading.Event()
         self.methods: list[str] = []
         self.transports: list[str] = []
-        self.closing = threading.Event()
         self._frames = [Jpeg(raw) for raw in pictures]
-        self._connections: list[socket.socket] = []
-        self._listener = socket.create_server(("127.0.0.1", port))
-        self.port: int = self._listener.getsockname()[1]
-        self._threads = [threading.Thread(target=self._accept, daemon=True)]
-        self._threads[0].start()
-
-    def __enter__(self) -> RtspCamera:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        super().__init__(port)
 
     def url(self, user: str = "", path: str = "/stream") -> str:
         """Its address; `user` as user:password@."""
         return f"rtsp://{user}127.0.0.1:{self.port}{path}"
-
-    def drop(self) -> None:
-        """Cut every connection; new ones are taken."""
-        for connection in self._connections:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        """Cut every connection and take no more."""
-        self.closing.set()
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self.drop()
-        for thread in self._threads:
-            thread.join(5)
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            self._connections.append(connection)
-            thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
-            self._threads.append(thread)
-            thread.start()
 
     def _serve(self, connection: socket.socket) -> None:
         stopped = threading.Event()

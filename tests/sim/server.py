@@ -68,7 +68,7 @@ class Server:
         self.closing = threading.Event()
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*authority.write_server(directory))
-        self._http = _Listener(("127.0.0.1", 0), _handler_for(self), context)
+        self._http = _Listener(self, context)
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
 
@@ -101,10 +101,9 @@ class _Listener(ThreadingHTTPServer):
     daemon_threads = False
     block_on_close = True
 
-    def __init__(
-        self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler], context: ssl.SSLContext
-    ) -> None:
-        super().__init__(address, handler)
+    def __init__(self, simulator: Server, context: ssl.SSLContext) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.simulator = simulator
         self._context = context
         self._open: set[Any] = set()
 
@@ -128,85 +127,87 @@ class _Listener(ThreadingHTTPServer):
         """Clients go away as part of the tests."""
 
 
-def _handler_for(server: Server) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
 
-        def log_message(self, format: str, *args: object) -> None:
-            """Silence."""
+    def log_message(self, format: str, *args: object) -> None:
+        """Silence."""
 
-        def do_GET(self) -> None:  # http.server's name
-            self._serve("GET")
+    def do_GET(self) -> None:  # http.server's name
+        self._serve("GET")
 
-        def do_POST(self) -> None:
-            self._serve("POST")
+    def do_POST(self) -> None:
+        self._serve("POST")
 
-        def _serve(self, method: str) -> None:
-            length = int(self.headers.get("Content-Length", 0))
-            request = Request(method, self.path, dict(self.headers.items()), self.rfile.read(length))
-            server.requests.append(request)
-            fault = server.fault(self.path)
-            if fault.drip_headers:
-                self._drip(b"HTTP/1.1 200 OK\r\nX-Slow: " + b"x" * 10_000)
-                return
-            handler = server.handlers.get((method, self.path))
-            if fault.status is not None:
-                self._answer(Reply(fault.status, b"fault"), fault)
-            elif handler is not None:
-                self._answer(handler(request), fault)
-            elif method == "GET" and self.path in server.files:
-                self._file(server.files[self.path], fault)
-            else:
-                self._answer(Reply(404, b"not here"), fault)
+    def _serve(self, method: str) -> None:
+        length = int(self.headers.get("Content-Length", 0))
+        request = Request(method, self.path, dict(self.headers.items()), self.rfile.read(length))
+        self._simulator.requests.append(request)
+        fault = self._simulator.fault(self.path)
+        if fault.drip_headers:
+            self._drip(b"HTTP/1.1 200 OK\r\nX-Slow: " + b"x" * 10_000)
+            return
+        handler = self._simulator.handlers.get((method, self.path))
+        if fault.status is not None:
+            self._answer(Reply(fault.status, b"fault"), fault)
+        elif handler is not None:
+            self._answer(handler(request), fault)
+        elif method == "GET" and self.path in self._simulator.files:
+            self._file(self._simulator.files[self.path], fault)
+        else:
+            self._answer(Reply(404, b"not here"), fault)
 
-        def _file(self, data: bytes, fault: Fault) -> None:
-            asked = _RANGE.match(self.headers.get("Range", ""))
-            if not asked or fault.ignore_range:
-                self._answer(Reply(200, data), fault)
-                return
-            first, total = int(asked[1]), len(data)
-            if first >= total:
-                self._answer(Reply(416, b"", {"Content-Range": f"bytes */{total}"}), fault)
-                return
-            shown = first + 1 if fault.wrong_range else first
-            headers = {"Content-Range": f"bytes {shown}-{total - 1}/{total}"}
-            self._answer(Reply(206, data[first:], headers), fault)
+    def _file(self, data: bytes, fault: Fault) -> None:
+        asked = _RANGE.match(self.headers.get("Range", ""))
+        if not asked or fault.ignore_range:
+            self._answer(Reply(200, data), fault)
+            return
+        first, total = int(asked[1]), len(data)
+        if first >= total:
+            self._answer(Reply(416, b"", {"Content-Range": f"bytes */{total}"}), fault)
+            return
+        shown = first + 1 if fault.wrong_range else first
+        headers = {"Content-Range": f"bytes {shown}-{total - 1}/{total}"}
+        self._answer(Reply(206, data[first:], headers), fault)
 
-        def _answer(self, reply: Reply, fault: Fault) -> None:
-            self.send_response_only(reply.status)
-            headers = {"Date": self.date_time_string(), **reply.headers}
-            for name, value in headers.items():
-                self.send_header(name, value)
-            if fault.endless:
-                self.send_header("Connection", "close")
-                self.close_connection = True
-            else:
-                self.send_header("Content-Length", str(len(reply.body)))
-            self.end_headers()
-            if fault.drip:
-                self._drip(reply.body)
-                return
-            for chunk in self._chunks(reply.body, fault):
-                self.wfile.write(chunk)
-                server.sent[self.path] += len(chunk)
-            if fault.cut_after is not None:
-                self.wfile.flush()
-                self.close_connection = True
-
-        def _chunks(self, body: bytes, fault: Fault) -> Iterator[bytes]:
-            if fault.endless:
-                while not server.closing.is_set():
-                    yield b" " * _CHUNK
-            body = body if fault.cut_after is None else body[: fault.cut_after]
-            for start in range(0, len(body), _CHUNK):
-                yield body[start : start + _CHUNK]
-
-        def _drip(self, data: bytes) -> None:
-            for value in data:
-                if server.closing.wait(0.5):
-                    break
-                self.wfile.write(bytes([value]))
-                self.wfile.flush()
+    def _answer(self, reply: Reply, fault: Fault) -> None:
+        self.send_response_only(reply.status)
+        headers = {"Date": self.date_time_string(), **reply.headers}
+        for name, value in headers.items():
+            self.send_header(name, value)
+        if fault.endless:
+            self.send_header("Connection", "close")
+            self.close_connection = True
+        else:
+            self.send_header("Content-Length", str(len(reply.body)))
+        self.end_headers()
+        if fault.drip:
+            self._drip(reply.body)
+            return
+        for chunk in self._chunks(reply.body, fault):
+            self.wfile.write(chunk)
+            self._simulator.sent[self.path] += len(chunk)
+        if fault.cut_after is not None:
+            self.wfile.flush()
             self.close_connection = True
 
-    return Handler
+    def _chunks(self, body: bytes, fault: Fault) -> Iterator[bytes]:
+        if fault.endless:
+            while not self._simulator.closing.is_set():
+                yield b" " * _CHUNK
+        body = body if fault.cut_after is None else body[: fault.cut_after]
+        for start in range(0, len(body), _CHUNK):
+            yield body[start : start + _CHUNK]
+
+    def _drip(self, data: bytes) -> None:
+        for value in data:
+            if self._simulator.closing.wait(0.5):
+                break
+            self.wfile.write(bytes([value]))
+            self.wfile.flush()
+        self.close_connection = True
+
+    @property
+    def _simulator(self) -> Server:
+        assert isinstance(self.server, _Listener)
+        return self.server.simulator

@@ -33,7 +33,11 @@ MAX_CANDIDATES = 30_000
 MAX_OUTPUT = 1 << 26
 _MAX_CLASSES = 1 << 16
 _BLOCK = 64
-"""Boxes that are held against one another at once."""
+"""Boxes that are held against one another at once, where there are many: what they suppress is left out."""
+_AT_ONCE = 320
+"""So few are held against one another in one go."""
+_SPARSE = 8
+"""Where fewer than one in so many pairs are of one class, only their overlaps are computed."""
 _FAR = 1e6  # pixels; no corner of a real box is further out
 
 F32 = npt.NDArray[np.float32]
@@ -186,7 +190,8 @@ def suppress(boxes: Boxes, iou: float, most: int) -> I64:
     left = np.arange(len(boxes.scores))
     areas = _areas(boxes.corners)
     while left.size and len(kept) < most:
-        block, left = left[:_BLOCK], left[_BLOCK:]
+        size = left.size if left.size <= _AT_ONCE else _BLOCK
+        block, left = left[:size], left[size:]
         chosen = block[_greedy(_clashes(boxes, areas, block, block, iou))][: most - len(kept)]
         kept += chosen.tolist()
         if left.size:
@@ -194,21 +199,28 @@ def suppress(boxes: Boxes, iou: float, most: int) -> I64:
     return np.asarray(kept, np.int64)
 
 
-def _greedy(clashes: npt.NDArray[np.bool_]) -> list[int]:
+def _greedy(clashes: npt.NDArray[np.bool_]) -> I64:
     """Of n boxes, best first, those that clash with none that was chosen before: (n, n) -> places."""
-    free, chosen, apart = np.ones(len(clashes), np.bool_), [], ~clashes
-    for k in range(len(clashes)):
+    free = np.ones(len(clashes), np.bool_)
+    # A row holds the box itself, unless that has no area; one with nobody else suppresses nothing.
+    for k in np.flatnonzero(clashes.sum(axis=1) > clashes.diagonal()).tolist():
         if free[k]:
-            chosen.append(k)
-            free &= apart[k]
-    return chosen
+            free[k + 1 :] &= ~clashes[k, k + 1 :]
+    return np.flatnonzero(free)
 
 
 def _clashes(boxes: Boxes, areas: F32, ones: I64, others: I64, iou: float) -> npt.NDArray[np.bool_]:
     """Which of `ones` are of one class with which of `others` and overlap by more: (n, m)."""
+    clash = np.asarray(boxes.classes[ones][:, None] == boxes.classes[others])
+    if np.count_nonzero(clash) * _SPARSE < clash.size:
+        pairs = np.flatnonzero(clash)
+        one, other = ones[pairs // others.size], others[pairs % others.size]
+        common = _overlaps(boxes.corners[one], boxes.corners[other], areas[one], areas[other])
+        clash.reshape(-1)[pairs] = common > iou
+        return clash
     corners = boxes.corners[ones][:, None]
-    common = _overlaps(corners, boxes.corners[others], areas[ones][:, None], areas[others])
-    return np.asarray((boxes.classes[ones][:, None] == boxes.classes[others]) & (common > iou))
+    clash &= _overlaps(corners, boxes.corners[others], areas[ones][:, None], areas[others]) > iou
+    return clash
 
 
 def overlaps(one: Boxes, other: Boxes) -> F32:
@@ -227,7 +239,7 @@ def _areas(corners: F32) -> F32:
 
 
 def _overlaps(one: F32, others: F32, area: npt.NDArray[Any] | np.float32, areas: F32) -> F32:
-    """IoU of corners (..., 4), as they broadcast: one with (m, 4), or (n, 1, 4) with (m, 4)."""
+    """IoU of corners (..., 4), as they broadcast: (n, 1, 4) with (m, 4), or in pairs."""
     width = np.minimum(one[..., 2], others[..., 2]) - np.maximum(one[..., 0], others[..., 0])
     height = np.minimum(one[..., 3], others[..., 3]) - np.maximum(one[..., 1], others[..., 1])
     common = np.maximum(width, 0) * np.maximum(height, 0)

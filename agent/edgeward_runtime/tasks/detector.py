@@ -79,14 +79,17 @@ class Detection:
 
     def _found(self, boxes: Boxes, view: View) -> list[Found]:
         zones = view.rules.zones
-        found = []
         # Three lists at once cost a twentieth of what numbers taken one by one do.
-        rows = zip(boxes.corners.tolist(), boxes.scores.tolist(), boxes.classes.tolist(), strict=True)
-        for (x1, y1, x2, y2), score, index in rows:
-            corners = (x1, y1, x2, y2)
-            held = zones_at(zones, standing(corners, view.width, view.height)) if zones else ()
-            found.append(Found(index, label_of(self._labels, index), score, corners, held))
-        return found
+        corners, scores, classes = boxes.corners.tolist(), boxes.scores.tolist(), boxes.classes.tolist()
+        names = {index: label_of(self._labels, index) for index in set(classes)}
+        found = [
+            Found(index, names[index], score, (x1, y1, x2, y2))
+            for (x1, y1, x2, y2), score, index in zip(corners, scores, classes, strict=True)
+        ]
+        if not zones:
+            return found
+        size = view.width, view.height
+        return [one._replace(zones=zones_at(zones, standing(one.corners, *size))) for one in found]
 
 
 def _least(rules: Rules) -> tuple[float, bool]:
