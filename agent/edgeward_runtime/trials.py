@@ -57,7 +57,7 @@ class Subject:
     limits: Limits = field(default_factory=Limits)
 
 
-@dataclass
+@dataclass(eq=False)
 class Trial:
     """One plan and what is known of it so far."""
 
