@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench_runtime_sides import skipped
+from bench_runtime_sides import chosen_file, skipped
 from rows import Row, at_least, at_most, told
 
 from edgeward_models import zoo
@@ -95,11 +95,12 @@ def _models() -> Iterator[Known]:
     for name in LARGER:
         out = WORK / f"{name}-zoo"
         try:
-            made = zoo.quantised(name, out, budget_s=_BUDGET_S).targets[0].file
+            zoo.quantised(name, out, budget_s=_BUDGET_S)
         except (EdgewardError, ImportError) as error:
             skipped(name, str(error))
             continue
-        int8 = {} if made is None else {"int8": out / made}
+        chosen = chosen_file(out)
+        int8 = {} if chosen is None else {"int8": chosen}
         yield _known(name, {"fp32": out / "float" / f"{name}-random.onnx", **int8})
 
 

@@ -6,7 +6,6 @@ the rounds' ratios. The other sides are in `bench_runtime_sides`. Everything is 
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import sys
@@ -74,7 +73,7 @@ def _against_the_loop(model: sides.Model, threads: int, video: Path, seconds: fl
 def _yolo(minutes: float) -> list[sides.Model]:
     """YOLOv8-s INT8 as `quantise` left it, or made now; nothing, with the reason, when it cannot be."""
     for side in ("as_it_is", "vnni", "no_vnni", "zoo"):
-        found = _chosen(WORK / f"yolov8s-{side}")
+        found = sides.chosen_file(WORK / f"yolov8s-{side}")
         if found is not None:
             return [sides.model_of("yolov8s", found)]
     try:
@@ -84,20 +83,11 @@ def _yolo(minutes: float) -> list[sides.Model]:
     except (EdgewardError, ImportError) as error:
         skipped("YOLOv8-s", str(error))
         return []
-    found = _chosen(WORK / "yolov8s-zoo")
+    found = sides.chosen_file(WORK / "yolov8s-zoo")
     if found is None:
         skipped("YOLOv8-s", "INT8 does not pay on this machine, says its quantisation")
         return []
     return [sides.model_of("yolov8s", found)]
-
-
-def _chosen(out: Path) -> Path | None:
-    """The file that a quantisation chose."""
-    report = out / "report.json"
-    if not report.exists():
-        return None
-    file = json.loads(report.read_text())["targets"][0]["file"]
-    return None if file is None else out / file
 
 
 # --- startup

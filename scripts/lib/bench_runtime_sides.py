@@ -146,6 +146,15 @@ def spread(pairs: Sequence[Pair]) -> str:
     return f"{len(ratios)} rounds, {ratios[0]:.3f} to {ratios[-1]:.3f}"
 
 
+def chosen_file(out: Path) -> Path | None:
+    """The file that a quantisation chose."""
+    report = out / "report.json"
+    if not report.exists():
+        return None
+    file = json.loads(report.read_text())["targets"][0]["file"]
+    return None if file is None else out / file
+
+
 def skipped(what: str, why: str) -> None:
     """Say what was left out."""
     print(f"# without {what}: {why}", file=sys.stderr, flush=True)
