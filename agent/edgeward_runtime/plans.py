@@ -20,7 +20,7 @@ MAX_CANDIDATES = 16
 TIE = 1.01
 GAIN_TO_REPLACE = 0.90
 GAIN_TO_REFINE = 0.99
-"""An option stays where it is at least so much faster: more than runs in turn differ by chance."""
+"""An option that gives less than this has no place in a plan."""
 
 TENSORRT = "TensorrtExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -144,7 +144,7 @@ def _extended(plan: Plan) -> Plan | None:
 
 
 def _basic(plan: Plan) -> Plan | None:
-    """Without fused operators, where the level above it did not help either."""
+    """Without ONNX Runtime's own fused operators; tried only where the level above it has won already."""
     return plan.model_copy(update={"optimisation": "basic"}) if plan.optimisation == "extended" else None
 
 

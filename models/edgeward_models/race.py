@@ -2,11 +2,11 @@
 
 Invariants: every figure of speed is a ratio to the first contender, from runs side by side, so that what
 else the machine does meets both alike; the order changes every round, so that nobody always goes first
-or always follows the same one; warm-up is discarded; sessions never spin. Where one thread on the CPU does
-all the work, a round in which another process took its core away does not count (its processor time
-tells), unless there are too few others. What does not load or fails to run is a timing with the reason,
-never an exception. At most `GROUP` sessions are open at any time,
-however many contenders there are: groups share the reference.
+or always follows the same one; warm-up is discarded; sessions spin only within runs, where a contender's plan
+says so. Where one thread on the CPU does all the work, a round in which another process took its core away
+does not count (its processor time tells), unless there are too few others. What does not load or fails to
+run is a timing with the reason, never an exception. At most `GROUP` sessions are open at any time, however
+many contenders there are: groups share the reference.
 """
 
 from __future__ import annotations

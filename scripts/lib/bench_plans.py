@@ -254,10 +254,6 @@ def _ratios(known: Known, reference: Plan, others: Sequence[Plan], seconds: floa
     return sorted(found)
 
 
-def _key(plan: Plan) -> str:
-    return plan.model_dump_json()
-
-
 def _title(plan: Plan) -> str:
     return plan.title.replace("allow_", "").replace("cpu_", "")
 
