@@ -14,6 +14,8 @@ from conftest import missing
 
 SYSTEMD = Path(__file__).resolve().parents[2] / "systemd"
 UNITS = sorted(SYSTEMD.glob("*.service"))
+AGENT = SYSTEMD / "edgeward-agent.service"
+DROP_INS = sorted((SYSTEMD / "edgeward-agent.service.d").glob("*.conf"))
 
 
 @pytest.fixture(params=UNITS, ids=lambda unit: unit.stem)
@@ -51,6 +53,45 @@ def test_the_exposure_test_can_fail(tmp_path: Path) -> None:
     bare = tmp_path / "bare.service"
     bare.write_text("[Service]\nExecStart=/bin/true\n")
     assert analyse("security", "--offline=true", "--threshold=20", str(bare)).returncode != 0
+
+
+# --- the agent's drop-ins
+
+
+@pytest.mark.parametrize("drop_in", DROP_INS, ids=lambda path: path.stem)
+def test_the_unit_is_valid_with_a_drop_in(unit: Path, drop_in: Path) -> None:
+    place = unit.parent / "edgeward-agent.service.d"
+    place.mkdir()
+    shutil.copy(drop_in, place)
+    done = analyse("verify", "--man=no", "--recursive-errors=no", str(unit))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def merged(*names: str) -> dict[str, list[str]]:
+    """Each setting's values with these drop-ins, as systemd reads lists: an empty value begins anew."""
+    chosen = [path for path in DROP_INS if path.stem in names]
+    assert len(chosen) == len(names)
+    found: dict[str, list[str]] = {}
+    for line in "\n".join(path.read_text() for path in (AGENT, *chosen)).splitlines():
+        key, equals, value = line.partition("=")
+        if equals and not line.startswith("#"):
+            found[key] = [*found.get(key, []), value] if value else []
+    return found
+
+
+def test_only_cameras_are_open_unless_a_drop_in_says_so() -> None:
+    bare = merged()
+    assert bare["DevicePolicy"] == ["closed"]
+    assert bare["DeviceAllow"] == ["char-video4linux rw"]
+    assert bare["SupplementaryGroups"] == ["video"]
+
+
+def test_the_gpu_drop_in_opens_the_driver_devices() -> None:
+    """systemd.resource-control(5): `auto` allows all devices if no explicit DeviceAllow= is present."""
+    settings = merged("gpu")
+    assert settings["DevicePolicy"][-1] == "auto"
+    assert settings["DeviceAllow"] == []
+    assert settings["SupplementaryGroups"] == ["video", "render"]
 
 
 # --- the install that docs/operations.md describes
