@@ -94,6 +94,20 @@ def test_the_gpu_drop_in_opens_the_driver_devices() -> None:
     assert settings["SupplementaryGroups"] == ["video", "render"]
 
 
+def test_the_audio_drop_in_lets_sound_cards_through_and_nothing_else() -> None:
+    settings = merged("audio")
+    assert settings["DevicePolicy"] == ["closed"]
+    assert settings["DeviceAllow"] == ["char-video4linux rw", "char-alsa rw"]
+    assert settings["SupplementaryGroups"] == ["video", "audio"]
+
+
+def test_a_device_may_have_a_gpu_and_a_microphone() -> None:
+    """systemd reads drop-ins in the order of their names: what `audio` lists must not close the GPU."""
+    settings = merged("audio", "gpu")
+    assert (settings["DevicePolicy"][-1], settings["DeviceAllow"]) == ("auto", [])
+    assert settings["SupplementaryGroups"] == ["video", "audio", "render"]
+
+
 # --- the install that docs/operations.md describes
 
 STATES = {"edgeward": "var/lib/edgeward", "edgeward-cloud": "var/lib/edgeward-cloud"}
