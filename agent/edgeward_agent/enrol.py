@@ -12,7 +12,7 @@ import ssl
 from collections.abc import Callable
 from pathlib import Path
 
-from edgeward_agent.files import replace_file
+from edgeward_agent.files import is_there, replace_file
 from edgeward_agent.http import Answer, Http, anchored, refusal, unanchored
 from edgeward_agent.identity import (
     Enrolment,
@@ -42,7 +42,8 @@ def enrol(
     with the same string is harmless: the key stays and the server gives the certificate again.
 
     Raises:
-        Rejected: wrong string, pin, root, token or id; or an operator has rejected the device.
+        Rejected: wrong string, pin, root, token or id; an operator has rejected the device; or this user may
+            not look into `state`.
         Unavailable: the cloud cannot be reached, or the disk does not take the files.
     """
     told = EnrolmentString.decode(enrolment)
@@ -86,7 +87,7 @@ def renew(identity: Identity, http: Http) -> Identity:
 
 def _refuse_other(state: Path, device: str, url: str) -> None:
     """An enrolled state directory stays what it is."""
-    if not (state / "identity" / "enrolment.json").exists():
+    if not is_there(state / "identity" / "enrolment.json"):
         return
     known = Identity.load(state)
     if (known.device, known.url) != (device, url):

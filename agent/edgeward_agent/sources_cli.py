@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeward_agent.files import is_there
 from edgeward_agent.local_cli import table
 from edgeward_agent.sysinfo import this_machine
 from edgeward_wire.errors import EdgewardError, Rejected
@@ -219,7 +220,7 @@ def snapshot(arguments: argparse.Namespace) -> int:
     from edgeward_agent.config import load_config
 
     out: Path = arguments.out
-    if out.exists() and not arguments.force:
+    if is_there(out) and not arguments.force:
         raise Rejected(f"{out} is there already.", "Name another file, or add --force.")
     pipeline, spec = chosen(load_config(arguments.config), arguments.source)
     _prepare()

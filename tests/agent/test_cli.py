@@ -12,6 +12,7 @@ import pytest
 
 from agent.test_status import MAIN, status, write
 from edgeward_agent import cli
+from edgeward_wire.enrolment import EnrolmentString
 from edgeward_wire.errors import Rejected
 
 HEAVY = ("numpy", "cv2", "onnxruntime", "edgeward_runtime", "fastapi")
@@ -88,6 +89,20 @@ def test_errors_are_two_lines_and_no_traceback(tmp_path: Path, words: tuple[str,
     assert second.startswith("next: ")
     assert rest == []
     assert found.stdout == ""
+
+
+def test_a_name_that_no_file_can_have_is_named(tmp_path: Path) -> None:
+    long = "x" * 300
+    found = agent("snapshot", "door", "--out", f"{long}.jpg", "--config", str(tmp_path / "agent.toml"))
+    assert found.returncode == 1
+    assert found.stderr == (
+        f"error: {long}.jpg cannot be looked at: File name too long.\nnext: Name another one.\n"
+    )
+    string = EnrolmentString(url="https://h", ca_sha256="0" * 64, root_sha256="0" * 64, token="t").encode()
+    found = agent("enroll", string, "--device", "edge-01a", "--state", str(tmp_path / long))
+    assert found.returncode == 1
+    assert "enrolment.json cannot be looked at: File name too long." in found.stderr
+    assert "Traceback" not in found.stderr
 
 
 def test_a_misspelt_setting_stops_the_start(tmp_path: Path) -> None:

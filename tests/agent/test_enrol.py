@@ -158,6 +158,26 @@ def test_what_enroll_token_prints_is_enough(cloud: Cloud) -> None:
         assert owners == {someone}
 
 
+def test_a_state_directory_of_somebody_else_is_named_and_no_traceback(cloud: Cloud) -> None:
+    """The documented install, and `enroll` without sudo."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can be two users")
+    nobody = 65534
+    if not _can_run_python(nobody):
+        pytest.skip("this environment is for one user alone")
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        home.chmod(0o755)
+        (home / "state").mkdir(mode=0o700)
+        command = [sys.executable, "-m", "edgeward_agent.cli", "enroll", cloud.string(), "--device", DEVICE]
+        command += ["--state", str(home / "state")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, user=nobody)
+    assert done.returncode == 1
+    first, second = done.stderr.splitlines()
+    assert first.endswith("enrolment.json cannot be looked at: Permission denied.")
+    assert second == "next: Run it as the agent's user, e.g. with sudo."
+
+
 def _can_run_python(user: int) -> bool:
     who = {"user": user} if os.geteuid() == 0 else {}
     code = "import edgeward_agent, cryptography"

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeward_agent.files import replace_file
+from edgeward_agent.files import is_there, replace_file
+from edgeward_wire.errors import Rejected
 
 
 def test_a_file_is_replaced_whole_and_directories_are_made(tmp_path: Path) -> None:
@@ -36,3 +37,12 @@ def test_when_the_rename_fails_the_old_bytes_stay(tmp_path: Path, monkeypatch: p
         replace_file(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_whether_a_file_is_there(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"")
+    (tmp_path / "nowhere").symlink_to("b")
+    names = ("a", "b", "a/b", "nowhere", ".")
+    assert [is_there(tmp_path / name) for name in names] == [True, False, False, False, True]
+    with pytest.raises(Rejected, match="cannot be looked at: File name too long"):
+        is_there(tmp_path / ("x" * 300))
