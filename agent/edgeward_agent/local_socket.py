@@ -6,8 +6,8 @@ a JPEG, `about` one line. What cannot be had is `{"ok": false, "error": ..., "ne
 
 Invariants: only the user of the daemon gets in (directory 0700, socket 0600). Connections, threads, requests
 and what waits for a reader are bounded. Nobody who reads slowly, or not at all, holds anybody else up: a
-reader's thread is its own, and what does not fit its queue is lost and counted. Standard library only:
-clients of it stay light.
+reader's thread is its own, and what does not fit its queue is lost and counted. While the machine has no
+descriptor or thread for a connection it is tried again. Standard library only: clients of it stay light.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import select
 import socket
 import stat
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -44,6 +45,7 @@ MAX_JPEG = 32 << 20
 _REQUEST_S = 5.0
 _SEND_S = 30.0
 _LOOK_S = 1.0
+_AGAIN_S = 0.1
 _CLIENT_S = 15.0
 
 
@@ -198,22 +200,46 @@ class LocalSocket:
     # --- connections
 
     def _accept(self, server: socket.socket) -> None:
+        trouble = ""
         while True:
-            try:
-                link, _ = server.accept()
-            except OSError:
-                return  # closed; what else accept() fails with is not worth a runner
-            link.settimeout(_SEND_S)
+            before, trouble = trouble, self._next(server)
+            if self._socket is not server:
+                return  # closed
+            if trouble and not before:
+                log.warning("%s takes nobody in: %s. Trying again.", self._name, trouble)
+            elif before and not trouble:
+                log.info("%s takes in who asks again.", self._name)
+            if trouble:
+                time.sleep(_AGAIN_S)
+
+    def _next(self, server: socket.socket) -> str:
+        """Wait for one and take it in; else why not, as that too many files are open."""
+        try:
+            self._admit(server.accept()[0])
+        except (OSError, RuntimeError) as error:
+            return str(error)
+        return ""
+
+    def _admit(self, link: socket.socket) -> None:
+        """Converse with it on a thread of its own. Raises RuntimeError when there is none to be had."""
+        link.settimeout(_SEND_S)
+        with self._lock:
+            full = len(self._links) >= MAX_CONNECTIONS
+            if not full:
+                self._links.add(link)
+        if full:
+            busy = Unavailable(f"{MAX_CONNECTIONS} are connected already.", "Try again, or end one.")
+            with contextlib.suppress(OSError), link:
+                link.sendall(_refusal(busy))
+            return
+        thread = threading.Thread(target=self._converse, args=(link,), name="local-reader", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
             with self._lock:
-                full = len(self._links) >= MAX_CONNECTIONS
-                if not full:
-                    self._links.add(link)
-            if full:
-                busy = Unavailable(f"{MAX_CONNECTIONS} are connected already.", "Try again, or end one.")
-                with contextlib.suppress(OSError), link:
-                    link.sendall(_refusal(busy))
-                continue
-            threading.Thread(target=self._converse, args=(link,), name="local-reader", daemon=True).start()
+                self._links.discard(link)
+            link.close()
+            raise
 
     def _converse(self, link: socket.socket) -> None:
         descriptors: list[int] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import stat
@@ -156,6 +157,41 @@ def test_connections_are_bounded(served: Served) -> None:
     assert "16 are connected already" in answer["error"]
     for link in links:
         link.close()
+
+
+def test_a_process_with_too_many_files_open_serves_again_later(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    assert served.ask(b'{"want": "echo"}\n')["ok"]
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with served.raw() as first:  # keeps a thread busy: its descriptors are all there
+        free = os.dup(first.fileno())
+        os.close(free)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as late, late.makefile("rb") as stream:
+            late.settimeout(60)
+            place = os.path.relpath(served.run / "main.sock")
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, limits[1]))  # which `late` has taken
+            try:
+                late.connect(place)
+                eventually(lambda: "main.sock takes nobody in" in caplog.text)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            late.sendall(b'{"want": "echo"}\n')
+            assert json.loads(stream.readline())["ok"]
+    eventually(lambda: "main.sock takes in who asks again" in caplog.text)
+    assert caplog.text.count("takes nobody in") == 1
+
+
+def test_a_process_without_a_thread_to_spare_serves_again_later(served: Served) -> None:
+    assert served.ask(b'{"want": "echo"}\n')["ok"]
+    before = threading.stack_size(1 << 47)  # more than there are addresses: no thread can be started
+    try:
+        with served.raw() as turned_away:
+            assert turned_away.recv(1) == b""
+    finally:
+        threading.stack_size(before)
+    assert served.ask(b'{"want": "echo"}\n')["ok"]
 
 
 def test_what_an_earlier_runner_left_is_replaced_and_its_end_takes_nothing(tmp_path: Path) -> None:
