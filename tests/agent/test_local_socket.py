@@ -163,22 +163,20 @@ def test_a_process_with_too_many_files_open_serves_again_later(
     served: Served, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    assert served.ask(b'{"want": "echo"}\n')["ok"]
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with served.raw() as first:  # keeps a thread busy: its descriptors are all there
-        free = os.dup(first.fileno())
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as late, late.makefile("rb") as stream:
+        late.settimeout(60)
+        place = os.path.relpath(served.run / "main.sock")
+        free = os.dup(late.fileno())
         os.close(free)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as late, late.makefile("rb") as stream:
-            late.settimeout(60)
-            place = os.path.relpath(served.run / "main.sock")
-            resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, limits[1]))  # which `late` has taken
-            try:
-                late.connect(place)
-                eventually(lambda: "main.sock takes nobody in" in caplog.text)
-            finally:
-                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-            late.sendall(b'{"want": "echo"}\n')
-            assert json.loads(stream.readline())["ok"]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))  # all below it are taken
+        try:
+            late.connect(place)
+            eventually(lambda: "main.sock takes nobody in" in caplog.text)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        late.sendall(b'{"want": "echo"}\n')
+        assert json.loads(stream.readline())["ok"]
     eventually(lambda: "main.sock takes in who asks again" in caplog.text)
     assert caplog.text.count("takes nobody in") == 1
 
