@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 _REDRAW_S = 0.5
 _PLAIN_LINE_S = 1.0
 _ENDING_POLL_S = 0.02
+_CLOSED_POLL_S = 0.1
+_MAX_WAITING = 64
+"""Answers that nobody has read yet. Each may hold a picture of what was segmented."""
 _SOURCE = "source"
 _MAX_THREADS = 1024
 _PROVIDER = re.compile(r"[A-Za-z][A-Za-z0-9]{0,39}")
@@ -309,19 +312,20 @@ def run(arguments: argparse.Namespace) -> int:
         labels=labels,
         plan=_plan(known, arguments),
     )
-    happened: queue.SimpleQueue[Happening] = queue.SimpleQueue()
-    pipeline = Pipeline("local", [options], happened.put, result_interval_s=0.0)
+    inbox = _Inbox(patient=options.policy == "every")
+    pipeline = Pipeline("local", [options], inbox.put, result_interval_s=0.0)
     view = _View(recipe.plan, as_json=arguments.json)
     pipeline.serve(0, recipe)
     try:
         with contextlib.suppress(KeyboardInterrupt):
-            for saw in _answers(happened, pipeline, arguments.frames):
+            for saw in _answers(inbox, pipeline, arguments.frames):
                 view.show(saw)
     finally:
+        inbox.close()
         pipeline.stop()
     if pipeline.totals.errors and not pipeline.totals.frames:
         raise Rejected("Not one frame of the source could be run.", "The log above says why.")
-    view.end()
+    view.end(inbox.lost)
     return 0
 
 
@@ -338,17 +342,57 @@ def _plan(known: Guess, arguments: argparse.Namespace) -> Plan:
     return Plan(provider=provider, variant=known.precision, threads=threads)
 
 
-def _answers(happened: queue.SimpleQueue[Happening], pipeline: Pipeline, frames: int | None) -> Iterator[Saw]:
+class _Inbox:
+    """What the pipeline's threads say, until it is shown: bounded, however slowly somebody reads.
+
+    `patient`: a file waits for its reader, and no answer of it is lost. A live source waits for nobody: what
+    does not fit is lost and counted.
+    """
+
+    def __init__(self, *, patient: bool) -> None:
+        self.lost = 0
+        self._patient = patient
+        self._waiting: queue.Queue[Happening] = queue.Queue(_MAX_WAITING)
+        self._closed = False
+
+    def put(self, happening: Happening) -> None:
+        """From any thread of the pipeline; it holds up the thread while nothing fits."""
+        from edgeward_runtime.pipeline import Saw
+
+        if isinstance(happening, Saw) and not self._patient:
+            try:
+                self._waiting.put_nowait(happening)
+            except queue.Full:
+                self.lost += not self._closed
+            return
+        while not self._closed:
+            with contextlib.suppress(queue.Full):
+                self._waiting.put(happening, timeout=_CLOSED_POLL_S)
+                return
+
+    def get(self, wait_s: float) -> Happening:
+        """The next. Raises queue.Empty."""
+        return self._waiting.get(timeout=wait_s)
+
+    def empty(self) -> bool:
+        return self._waiting.empty()
+
+    def close(self) -> None:
+        """Nobody listens any more, and nobody is held up."""
+        self._closed = True
+
+
+def _answers(inbox: _Inbox, pipeline: Pipeline, frames: int | None) -> Iterator[Saw]:
     """What was seen, until the source ends or `frames` have come. Raises Rejected when the model fails."""
     from edgeward_runtime.capture import END_OF_FILE
     from edgeward_runtime.pipeline import Crashed, NotServed, Saw, Served, SourceChange
 
     seen, ended = 0, False
     while True:
-        if ended and pipeline.idle() and happened.empty():
+        if ended and pipeline.idle() and inbox.empty():
             return  # in this order: an answer is emitted before its thread is idle
         try:
-            happening = happened.get(timeout=_ENDING_POLL_S if ended else 1.0)
+            happening = inbox.get(_ENDING_POLL_S if ended else 1.0)
         except queue.Empty:
             pipeline.tick(time.monotonic())
             continue
@@ -434,20 +478,19 @@ class _View:
         else:
             print(line, flush=True)
 
-    def end(self) -> None:
-        """The summary."""
+    def end(self, lost: int) -> None:
+        """The summary. `lost`: answers that came faster than they were read."""
         frames, fps, latencies = self._all.frames, self._all.fps(), self._all.latencies()
         if self._json:
             stages = {
                 s: {"p50_ms": round(p50, 3), "p99_ms": round(p99, 3)} for s, (p50, p99) in latencies.items()
             }
-            print(
-                json.dumps(
-                    {"plan": self._plan.title, "frames": frames, "fps": round(fps, 2), "stages": stages}
-                )
-            )
+            told = {"plan": self._plan.title, "frames": frames, "lost": lost, "fps": round(fps, 2)}
+            print(json.dumps({**told, "stages": stages}))
             return
         print(f"{chr(10) * self._live}{frames} frames, {fps:.1f} a second, on {self._plan.title}")
+        if lost:
+            print(f"{lost} more were answered while nobody read.")
         if frames:
             rows = [(s.replace("_", " "), f"{p50:.2f}", f"{p99:.2f}") for s, (p50, p99) in latencies.items()]
             print("\n".join(table([("stage", "p50 ms", "p99 ms"), *rows], right=frozenset({1, 2}))))

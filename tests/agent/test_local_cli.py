@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +20,7 @@ from edgeward_agent import local_cli
 from edgeward_agent.cli import main
 from edgeward_agent.local_cli import table
 from edgeward_agent.sensors import Sensors
-from edgeward_runtime.pipeline import Pipeline
+from edgeward_runtime.pipeline import Pipeline, SourceChange
 from edgeward_wire.telemetry import Stage
 from runtime.builders import (
     int8_classifier,
@@ -79,6 +83,81 @@ def test_no_frame_waits_for_the_loading_of_the_model(
     monkeypatch.setattr(Pipeline, "start", watched)
     assert command("run", "--model", model, "--source", picture_directory(tmp_path / "p"), "--json") == 0
     assert served == [True]
+
+
+class Stuck(io.StringIO):
+    """A standard output that takes nothing until the pipeline has come to rest, as `| less` does."""
+
+    def __init__(self, pipelines: list[Pipeline]) -> None:
+        super().__init__()
+        self._pipelines = pipelines
+        self.ahead = 0
+
+    def write(self, text: str) -> int:
+        if not self.ahead:
+            before = -1
+            while (frames := self._pipelines[0].totals.frames) != before:
+                before = frames
+                time.sleep(0.5)
+            self.ahead = frames
+        return super().write(text)
+
+
+@pytest.fixture
+def pipelines(monkeypatch: pytest.MonkeyPatch) -> list[Pipeline]:
+    """Those that were started."""
+    start, started = Pipeline.start, list[Pipeline]()
+
+    def watched(pipeline: Pipeline) -> None:
+        started.append(pipeline)
+        start(pipeline)
+
+    monkeypatch.setattr(Pipeline, "start", watched)
+    return started
+
+
+def test_a_file_waits_for_who_reads_and_loses_nothing(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipelines: list[Pipeline]
+) -> None:
+    out = Stuck(pipelines)
+    monkeypatch.setattr(sys, "stdout", out)
+    film = video_file(tmp_path / "v.avi", ["green"], frames_each=300)
+    assert command("run", "--model", model, "--source", film, "--json") == 0
+    assert out.ahead < 100, "what nobody has read yet is bounded"
+    *answers, summary = map(json.loads, out.getvalue().splitlines())
+    assert len(answers) == 300
+    assert (summary["frames"], summary["lost"]) == (300, 0)
+
+
+def test_a_live_source_waits_for_nobody_and_what_is_lost_is_told(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipelines: list[Pipeline]
+) -> None:
+    """A pipe of sound: its answers come as fast as it is written."""
+    path = listener(tmp_path / "ear.onnx")
+    listener_sidecar(tmp_path / "ear.toml")
+    sound = wav_file(tmp_path / "s.wav", np.zeros(64_000))
+    os.mkfifo(tmp_path / "pipe")
+    writer = subprocess.Popen(["sh", "-c", 'exec cat "$0" > "$1"', sound, tmp_path / "pipe"])
+    out = Stuck(pipelines)
+    monkeypatch.setattr(sys, "stdout", out)
+    uri = f"pipe:{tmp_path}/pipe"
+    assert command("run", "--model", path, "--source", uri, "--json", "--frames", 60) == 0
+    writer.kill()
+    writer.wait(60)
+    *answers, summary = map(json.loads, out.getvalue().splitlines())
+    assert len(answers) == 60
+    assert summary["lost"] > 0
+
+
+def test_who_is_held_up_is_let_go_when_nobody_listens() -> None:
+    inbox = local_cli._Inbox(patient=True)
+    for _ in range(local_cli._MAX_WAITING):
+        inbox.put(SourceChange("cam", up=True, detail=""))
+    late = threading.Thread(target=inbox.put, args=(SourceChange("cam", up=False, detail=""),))
+    late.start()
+    inbox.close()
+    late.join(60)
+    assert not late.is_alive()
 
 
 def test_frames_a_second_are_counted_between_answers() -> None:
