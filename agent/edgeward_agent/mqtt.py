@@ -1,8 +1,10 @@
 """The link to the broker: when to connect, what to send, and what to do with what comes.
 
 Invariants: one thread owns the connection, and each is a new one. Durability is the spool's: what was under
-way at a disconnect is sent again. Reconnects wait with full jitter, also after a kick past CONNACK. A message
-that we are kicked for again and again is set aside. MQTT is never authority: it only says "look again".
+way at a disconnect is sent again. While the socket takes nothing, what waits does so here, within bounds;
+then retained documents go first, then answers, the spool, and results. Reconnects wait with full jitter, also
+after a kick past CONNACK. A message that we are kicked for again and again is set aside. MQTT is never
+authority: it only says "look again".
 """
 
 from __future__ import annotations
@@ -46,6 +48,8 @@ _BACKOFF_FIRST_S = 1.0
 _BACKOFF_MOST_S = 60.0
 _QUEUE_MOST = 100
 _TURN_S = 5.0
+_DOCUMENTS: tuple[Direct, ...] = ("birth", "reported")
+"""In the order in which they are told."""
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +57,44 @@ _log = logging.getLogger(__name__)
 def backoff(attempt: int, draw: Callable[[float, float], float] = random.uniform) -> float:
     """Seconds to wait before reconnect number `attempt` (from 0): full jitter below a doubling bound."""
     return draw(0.0, min(_BACKOFF_MOST_S, _BACKOFF_FIRST_S * 2 ** min(attempt, 16)))
+
+
+class _Waiting:
+    """What is not spooled, until the connection takes it. Filled from any thread, emptied on the link's.
+
+    Of a retained document only the newest counts. What passes cannot push out what stays.
+    """
+
+    def __init__(self) -> None:
+        self._documents: dict[Direct, bytes] = {}
+        self._answers: deque[CommandResponse] = deque(maxlen=_QUEUE_MOST)
+        self._passing: deque[tuple[Direct, bytes]] = deque(maxlen=_QUEUE_MOST)
+
+    def add(self, kind: Direct, payload: bytes) -> None:
+        if kind in _DOCUMENTS:
+            self._documents[kind] = payload
+        else:
+            self._passing.append((kind, payload))
+
+    def answer(self, answer: CommandResponse) -> None:
+        self._answers.append(answer)
+
+    def urgent(self) -> tuple[Direct, bytes] | CommandResponse | None:
+        """The next that must not wait behind anything."""
+        for kind in _DOCUMENTS:
+            payload = self._documents.pop(kind, None)
+            if payload is not None:
+                return kind, payload
+        return self._answers.popleft() if self._answers else None
+
+    def passing(self) -> tuple[Direct, bytes] | None:
+        """The next of what goes when there is nothing else to send."""
+        return self._passing.popleft() if self._passing else None
+
+    def clear(self) -> None:
+        self._documents.clear()
+        self._answers.clear()
+        self._passing.clear()
 
 
 class Link:
@@ -90,7 +132,7 @@ class Link:
         self._beat = beat
         self._stopping = threading.Event()
         self._alarm = Alarm()
-        self._queue: deque[tuple[Direct, bytes] | CommandResponse] = deque(maxlen=_QUEUE_MOST)
+        self._waiting = _Waiting()
         self._connected = False
         self._under_way: set[Key] = set()
         """Spooled messages that went out on this connection and are not stored yet."""
@@ -114,13 +156,16 @@ class Link:
         return self._trouble
 
     def publish(self, kind: Direct, payload: bytes) -> bool:
-        """Publish now, from any thread; False when not connected, or when it is too long (logged)."""
+        """Publish soon, from any thread; False when not connected, or when it is too long (logged).
+
+        A newer retained document replaces one that waits; of the rest the oldest go when too many wait.
+        """
         if len(payload) > MAX_PAYLOAD_BYTES:
             _log.error("%s has %d bytes; at most %d are sent.", kind, len(payload), MAX_PAYLOAD_BYTES)
             return False
         if not self.connected:
             return False
-        self._queue.append((kind, payload))
+        self._waiting.add(kind, payload)
         self._alarm.ring()
         return True
 
@@ -128,7 +173,7 @@ class Link:
         """Answer a command now, from any thread; False when not connected."""
         if not self.connected:
             return False
-        self._queue.append(answer)
+        self._waiting.answer(answer)
         self._alarm.ring()
         return True
 
@@ -198,8 +243,6 @@ class Link:
                 continue
             if not self._connected:
                 self._greet(connection)
-            while self._queue:
-                connection.send(self._queue.popleft())
             if connection.take_news() or not self._under_way:
                 patience = RESEND_S
                 resend_at = monotonic() + patience
@@ -208,12 +251,25 @@ class Link:
                 self._under_way.clear()
                 patience = min(patience * 2, _RESEND_MOST_S)
                 resend_at = monotonic() + patience
+            self._send(connection)
+
+    def _send(self, connection: Connection) -> None:
+        """Hand over what waits, only while all that was handed over is on its way.
+
+        The connection would keep it without a bound, and its own ping behind it: a broker that hears none for
+        too long is given up, and so again on the next connection.
+        """
+        while not connection.behind and (urgent := self._waiting.urgent()) is not None:
+            connection.send(urgent)
+        if not connection.behind:
             self._pump(connection)
+        while not connection.behind and (passing := self._waiting.passing()) is not None:
+            connection.send(passing)
 
     def _greet(self, connection: Connection) -> None:
         _log.info("Connected to the broker at %s.", connection.address)
         self._trouble = ""
-        self._queue.clear()
+        self._waiting.clear()
         self._spool.on_connect()
         connection.subscribe(all_down(self._identity.device))
         connection.publish("status", Status(state="online", boot_id=self._boot_id).to_bytes())

@@ -35,6 +35,8 @@ _KEEPALIVE_S = 30
 _SESSION_EXPIRY_S = 120
 _WILL_DELAY_S = 30
 _CONNECT_S = 10.0
+_UNSENT_BYTES = 64 << 10
+"""What the kernel keeps of ours beyond what is on its way: a ping waits behind it."""
 _OVERHEAD = 128
 """Bytes of a PUBLISH beside topic and payload, at most."""
 
@@ -122,6 +124,10 @@ class Connection:
         broker = self._identity.broker
         self._accept_by = monotonic() + 2 * _CONNECT_S
         self._client.connect(broker.host, broker.port, _KEEPALIVE_S, clean_start=False, properties=wishes)
+        sock = self._client.socket()
+        if sock is not None:
+            with suppress(OSError):  # a kernel without it keeps some megabytes
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
 
     def turn(self, alarm: Alarm | None, *, wait_s: float) -> bool:
         """Wait for the socket or the alarm and do what is due; False when the connection has ended."""
@@ -147,6 +153,11 @@ class Connection:
         if self._error is not None:
             raise self._error
         return self._client.socket() is not None
+
+    @property
+    def behind(self) -> bool:
+        """Whether something is queued and not written yet: paho's queue has no bound of its own."""
+        return self._client.want_write()
 
     def subscribe(self, topic: str) -> None:
         """Ask for a topic at QoS 1."""

@@ -371,6 +371,45 @@ def test_only_the_message_that_breaks_the_connection_is_set_aside(
     assert b"poison" in (tmp_path / "device-0/spool/quarantine.jsonl").read_bytes()
 
 
+def test_nothing_waits_behind_results_that_a_slow_uplink_does_not_take(
+    side: Make, tmp_path: Path, server_authority: Authority
+) -> None:
+    broker = KickingBroker(tmp_path / "slow", server_authority, b"poison")
+    one = side(broker.port)
+
+    def turn() -> None:
+        beats = len(one.beats)
+        one.link.wake()
+        eventually(lambda: len(one.beats) > beats)
+
+    one.link.start()
+    eventually(lambda: any(b"/up/birth" in body for body in broker.arrived))
+    broker.reads.clear()
+    for n in range(3000):  # 30 MB
+        one.link.publish("result", b'{"n":%d,"x":"%s"}' % (n, b"x" * 10_000))
+        if n % 50 == 0:
+            turn()
+            turn()  # what was there before the first one has been looked at
+        if n == 2000:
+            one.link.publish("reported", b"old")
+            one.link.publish("reported", b"new")
+            assert one.link.respond(CommandResponse(n=12, boot_id=BOOT, state="done"))
+            add_events(one.spool, 1)
+    broker.reads.set()
+    eventually(lambda: b'"n":2999,' in broker.arrived[-1][:200])
+    one.link.stop()
+    arrived = list(broker.arrived)
+    broker.close()
+    topics_of = [body[2 : 2 + int.from_bytes(body[:2], "big")].decode() for body in arrived]
+    kinds = [topic.split("/up/")[1].partition("/")[0] for topic in topics_of]
+    assert one.greetings == [True], "it is still the first connection"
+    assert kinds.count("result") < 1500, "what waits is bounded"
+    assert [body[-3:] for body, kind in zip(arrived, kinds, strict=True) if kind == "reported"] == [b"new"]
+    for kind in ("reported", "response", "event"):
+        after = kinds[kinds.index(kind) :]
+        assert after.count("result") <= mqtt._QUEUE_MOST, f"{kind} waits for what was on its way alone"
+
+
 @given(attempt=st.integers(0, 10_000))
 def test_backoff_has_full_jitter_below_a_bound_that_doubles(attempt: int) -> None:
     bounds: list[tuple[float, float]] = []

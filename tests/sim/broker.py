@@ -170,7 +170,8 @@ class CloudClient:
 class KickingBroker:
     """Speaks just enough MQTT 5 over mTLS to accept, confirm, and kick whoever publishes a poisoned payload.
 
-    Real brokers do this to packets that they cannot bear; which ones is their secret.
+    Real brokers do this to packets that they cannot bear; which ones is their secret. While `reads` is not
+    set it takes nothing off the network, as at the end of a slow uplink.
     """
 
     def __init__(self, directory: Path, servers: Authority, poison: bytes) -> None:
@@ -178,9 +179,12 @@ class KickingBroker:
         self._poison = poison
         self.arrived: list[bytes] = []
         self.connects = 0
+        self.reads = threading.Event()
+        self.reads.set()
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(*servers.write_server(directory))
         self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
         self._listener.settimeout(0.1)
         self.port = int(self._listener.getsockname()[1])
         self._closing = threading.Event()
@@ -210,6 +214,8 @@ class KickingBroker:
     def _talk(self, connection: ssl.SSLSocket) -> None:
         data = b""
         while not self._closing.is_set():
+            if not self.reads.wait(0.1):
+                continue
             try:
                 came = connection.recv(65536)
             except TimeoutError:
