@@ -23,7 +23,7 @@ from edgeward_wire.ack import Ack
 from edgeward_wire.command import CommandResponse
 from edgeward_wire.event import Event, Fault, Happening
 from edgeward_wire.metrics import flat_metrics
-from edgeward_wire.reported import PipelineReport, Reported
+from edgeward_wire.reported import PipelineReport, Reported, fitted
 from edgeward_wire.result import ResultMessage
 from edgeward_wire.status import Birth
 from edgeward_wire.telemetry import Measures, Window
@@ -116,7 +116,7 @@ class Reporter:
         """The broker is there (again): it may have forgotten what it retained."""
         self._publish("birth", self.birth().to_bytes())
         if self._told is not None:
-            self._publish("reported", self._told.to_bytes())
+            self._publish("reported", fitted(self._told).to_bytes())
         self._status_due = True
 
     def birth(self) -> Birth:
@@ -173,7 +173,7 @@ class Reporter:
     def _tell(self, new: Reported, now: float) -> None:
         self._told, self._told_at = new, now
         self._status_due = True
-        self._publish("reported", new.to_bytes())
+        self._publish("reported", fitted(new).to_bytes())
 
     def happening(self, what: Happening) -> None:
         """One event, spooled."""

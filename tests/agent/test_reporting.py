@@ -19,6 +19,8 @@ from edgeward_wire.histogram import Recorder
 from edgeward_wire.reported import PipelineReport, Reported, Serving, SourceReport, State, Update
 from edgeward_wire.status import Birth
 from edgeward_wire.telemetry import Measures
+from edgeward_wire.topics import MAX_PAYLOAD_BYTES
+from edgeward_wire.verdict import MAX_PLANS, PlanOutcome, Verdict
 from edgeward_wire.vitals import Vitals
 
 BOOT = "b" * 32
@@ -112,6 +114,25 @@ def test_everything_retained_is_told_again_on_connect(
     birth = parse(Birth, broker.told[0][1])
     assert birth.pipelines == {"main": ("cam",)}
     assert birth.cores >= 1
+
+
+def test_what_is_too_long_for_a_message_is_told_shorter_and_kept_whole(
+    reporter: Reporter, broker: Broker, tmp_path: Path
+) -> None:
+    tried = PlanOutcome(plan=plan(), outcome="not_loaded", reason="r" * 2000)
+    verdict = Verdict(model_sha256="0" * 64, key="0" * 64, plans=(tried,) * MAX_PLANS)
+    update = Update(
+        rollout="r", model=ONE.model, attempt=1, state="idle", result="failed_no_change", verdict=verdict
+    )
+    reports = {name: PipelineReport(update=update) for name in ("main", "door")}
+    reporter.reported(reports, revision=3, registry="", now=1)
+    reporter.connected()
+    told = [raw for kind, raw in broker.told if kind == "reported"]
+    assert len(told) == 2
+    for raw in told:
+        assert len(raw) <= MAX_PAYLOAD_BYTES
+        assert parse(Reported, raw, limit=MAX_PAYLOAD_BYTES).pipelines["door"].update is not None
+    assert read_status(tmp_path).reported.pipelines == reports
 
 
 def events(spool: Spool) -> list[dict[str, Any]]:

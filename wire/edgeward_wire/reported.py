@@ -6,6 +6,7 @@ through at this moment. Both are there at once while a new model is prepared bes
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from typing import Literal
 
 from pydantic import Field
@@ -24,8 +25,12 @@ from edgeward_wire.identifiers import (
     VariantName,
 )
 from edgeward_wire.manifest import ModelRef
+from edgeward_wire.topics import MAX_PAYLOAD_BYTES
 from edgeward_wire.verdict import Plan, Verdict
 from edgeward_wire.vitals import Vitals
+
+_SHORT = 160
+"""Of a text, where the whole document would be too long."""
 
 State = Literal[
     "idle",
@@ -111,3 +116,56 @@ class Reported(Open):
     """Empty when the last look at the registry succeeded, else why not."""
     vitals: Vitals | None = None
     """As of `time`; told anew when throttling begins or ends, or the heat has changed by some degrees."""
+
+
+def fitted(reported: Reported) -> Reported:
+    """The same within `MAX_PAYLOAD_BYTES`: reasons of plans are cut first, then plans go, then longer texts.
+
+    The plans of updates that have ended go first, the oldest before the others: the event of their end has
+    told them. What serves and each update's state and result are always told.
+    """
+    ended = {n: p.update for n, p in reported.pipelines.items() if p.update and p.update.result}
+    oldest = sorted(ended, key=lambda name: ended[name].finished_at or 0)
+    everyone = tuple(reported.pipelines)
+    steps: list[tuple[Collection[str], Callable[[PipelineReport], PipelineReport]]] = [
+        (everyone, _without_long_reasons),
+        *(((name,), _without_plans) for name in oldest),
+        (everyone, _without_plans),
+        (everyone, _without_verdict),
+        (everyone, _without_details),
+    ]
+    for names, shorter in steps:
+        if len(reported.to_bytes()) <= MAX_PAYLOAD_BYTES:
+            break
+        pipelines = {n: shorter(p) if n in names else p for n, p in reported.pipelines.items()}
+        reported = reported.model_copy(update={"pipelines": pipelines})
+    return reported
+
+
+def _without_long_reasons(report: PipelineReport) -> PipelineReport:
+    verdict = report.update.verdict if report.update else None
+    if verdict is None:
+        return report
+    plans = tuple(o.model_copy(update={"reason": o.reason[:_SHORT]}) for o in verdict.plans)
+    return _updated(report, verdict=verdict.model_copy(update={"plans": plans}))
+
+
+def _without_plans(report: PipelineReport) -> PipelineReport:
+    verdict = report.update.verdict if report.update else None
+    return report if verdict is None else _updated(report, verdict=verdict.model_copy(update={"plans": ()}))
+
+
+def _without_verdict(report: PipelineReport) -> PipelineReport:
+    return _updated(report, verdict=None)
+
+
+def _without_details(report: PipelineReport) -> PipelineReport:
+    sources = {name: source.model_copy(update={"detail": ""}) for name, source in report.sources.items()}
+    short = report.model_copy(update={"sources": sources, "fault": report.fault[:_SHORT]})
+    return _updated(short, reason=report.update.reason[:_SHORT], detail="") if report.update else short
+
+
+def _updated(report: PipelineReport, **changes: object) -> PipelineReport:
+    if report.update is None:
+        return report
+    return report.model_copy(update={"update": report.update.model_copy(update=changes)})
