@@ -116,7 +116,7 @@ def _compose(config: Config, identity: Identity, state: Path) -> Lifetime:
     lifetime.thread("blobs", supply.run, lambda _orderly: supply.stop(), limit_s=supplying.PULSE_S)
     lifetime.thread("registry", lookout.run, lambda _orderly: lookout.stop(), limit_s=looking.PULSE_S)
     if config.page is not None:
-        page = PageKeeper(config.page, state)
+        page = PageKeeper(config.page, state, window_s=config.telemetry.window_s)
         lifetime.thread("page", page.run, lambda _orderly: page.stop(), limit_s=page_keeper.PULSE_S)
     lifetime.closing("requests", lambda _orderly: stop.set())
     if config.serve.port is not None:

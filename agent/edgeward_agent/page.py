@@ -17,6 +17,7 @@ import hmac
 import http.cookies
 import http.server
 import json
+import os
 import re
 import secrets
 import socket
@@ -60,6 +61,8 @@ class Settings:
     host: str
     port: int
     token: str | None
+    window_s: float
+    """How often the status is written anew while a model serves."""
 
 
 def own_names(host: str) -> frozenset[str]:
@@ -203,10 +206,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         try:
             with (self._our.settings.state / "status.json").open("rb") as file:
                 status = json.loads(file.read(MAX_STATUS))
+                written = os.fstat(file.fileno()).st_mtime
         except (OSError, ValueError):
             self._refuse(Unavailable("The agent has not written its status yet.", "Wait a moment."))
             return
-        self._json({"now": time.time(), "status": status})
+        window_s = self._our.settings.window_s
+        self._json({"now": time.time(), "written": written, "window_s": window_s, "status": status})
 
     def _frame(self, said: dict[str, str]) -> None:
         try:
@@ -269,7 +274,8 @@ def main() -> int:
         if not line:
             return 0
         said = json.loads(line)
-        return _serve(link, Settings(Path(said["state"]), said["host"], said["port"], said["token"]))
+        settings = Settings(Path(said["state"]), said["host"], said["port"], said["token"], said["window_s"])
+        return _serve(link, settings)
 
 
 if __name__ == "__main__":

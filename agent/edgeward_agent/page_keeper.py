@@ -36,6 +36,7 @@ class PageSetup(Document):
     host: str
     port: int
     token: str | None
+    window_s: float
 
     def to_bytes(self) -> bytes:
         """With the token's absence said."""
@@ -63,9 +64,16 @@ _MESSAGES: TypeAdapter[PageMessage] = TypeAdapter(Annotated[PageMessage, Field(d
 class PageKeeper:
     """A thread of the daemon: `run` until `stop`."""
 
-    def __init__(self, settings: PageSettings, state: Path, *, backoff: Backoff | None = None) -> None:
+    def __init__(
+        self, settings: PageSettings, state: Path, *, window_s: float = 30.0, backoff: Backoff | None = None
+    ) -> None:
+        """`window_s`: how often what serves writes something new."""
         self._setup = PageSetup(
-            state=str(state.absolute()), host=settings.host, port=settings.port, token=settings.token
+            state=str(state.absolute()),
+            host=settings.host,
+            port=settings.port,
+            token=settings.token,
+            window_s=window_s,
         )
         self._heard: queue.SimpleQueue[PageMessage | Exit | None] = queue.SimpleQueue()
         self._backoff = backoff or Backoff(1.0, 60.0)

@@ -237,6 +237,7 @@ class Reporter:
         try:
             write_status(self._path, status)
         except OSError as error:
+            self._status_due = True  # what is there is old, whether or not anything else happens
             self.fault("status", f"status.json cannot be written: {error.strerror}")
         else:
             self.fault("status", "")

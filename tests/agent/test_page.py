@@ -6,6 +6,7 @@ import base64
 import contextlib
 import http.client
 import json
+import os
 import re
 import socket
 import subprocess
@@ -54,7 +55,7 @@ class Page:
         ]
         self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE)
         theirs.close()
-        said = {"state": str(state), "host": host, "port": 0, "token": token}
+        said = {"state": str(state), "host": host, "port": 0, "token": token, "window_s": 10.0}
         self._link.sendall(json.dumps(said).encode() + b"\n")
         with self._link.makefile("rb") as stream:
             self.port = json.loads(stream.readline())["port"]
@@ -94,6 +95,16 @@ def test_the_state_is_what_the_daemon_wrote(page: Page, tmp_path: Path) -> None:
     answer, body = page.get("/state.json")
     assert answer.status == 200
     assert json.loads(body)["status"]["reported"]["pipelines"]["main"]["update"]["reason"] == "p99 was 80 ms"
+
+
+def test_how_old_the_state_is_stands_beside_it(page: Page, tmp_path: Path) -> None:
+    """As when the disk is full, and the daemon cannot write a newer one."""
+    write(tmp_path, status(main=MAIN))
+    os.utime(tmp_path / "status.json", (1_000_000, 1_000_000))
+    said = json.loads(page.get("/state.json")[1])
+    assert (said["written"], said["window_s"]) == (1_000_000, 10.0)
+    assert said["now"] > said["written"] + 2 * said["window_s"]
+    assert "2 * window_s" in page.get("/")[1].decode(), "the page shows it then"
 
 
 def test_a_frame_with_its_result(page: Page, tmp_path: Path) -> None:

@@ -196,6 +196,19 @@ def test_status_is_written_also_without_a_broker(tmp_path: Path, spool: Spool) -
     assert status.reported.pipelines["main"].serving == serving
 
 
+def test_a_status_that_could_not_be_written_is_written_when_it_can(
+    reporter: Reporter, spool: Spool, tmp_path: Path
+) -> None:
+    obstacle = tmp_path / ".status.json.new"
+    obstacle.mkdir()
+    for now in (1, 2, 3):
+        tell(reporter, report(), now=now)
+    obstacle.rmdir()
+    tell(reporter, report(), now=4)
+    assert read_status(tmp_path).reported.revision == 3
+    assert [e["recovered"] for e in events(spool)] == [False, True]
+
+
 def test_answers_to_commands_are_not_kept_for_later(reporter: Reporter, broker: Broker) -> None:
     answer = CommandResponse(n=1, boot_id=BOOT, state="done")
     broker.connected = False
