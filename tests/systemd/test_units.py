@@ -20,11 +20,16 @@ DROP_INS = sorted((SYSTEMD / "edgeward-agent.service.d").glob("*.conf"))
 
 @pytest.fixture(params=UNITS, ids=lambda unit: unit.stem)
 def unit(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A copy whose program exists, since `verify` looks for it; nothing else differs."""
+    """A copy whose program exists."""
+    return copied(request.param, tmp_path)
+
+
+def copied(unit: Path, directory: Path) -> Path:
+    """With a program that exists, since `verify` looks for it; nothing else differs."""
     if shutil.which("systemd-analyze") is None:
         missing("systemd-analyze")
-    text = request.param.read_text()
-    copy = tmp_path / request.param.name
+    text = unit.read_text()
+    copy = directory / unit.name
     copy.write_text(re.sub(r"^ExecStart=/opt/edgeward/bin/\S+", "ExecStart=/bin/true", text, flags=re.M))
     assert "/bin/true" in copy.read_text()
     return copy
@@ -59,8 +64,9 @@ def test_the_exposure_test_can_fail(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("drop_in", DROP_INS, ids=lambda path: path.stem)
-def test_the_unit_is_valid_with_a_drop_in(unit: Path, drop_in: Path) -> None:
-    place = unit.parent / "edgeward-agent.service.d"
+def test_the_unit_is_valid_with_a_drop_in(drop_in: Path, tmp_path: Path) -> None:
+    unit = copied(AGENT, tmp_path)
+    place = tmp_path / "edgeward-agent.service.d"
     place.mkdir()
     shutil.copy(drop_in, place)
     done = analyse("verify", "--man=no", "--recursive-errors=no", str(unit))
