@@ -2,7 +2,7 @@
 
 Invariants: systemd's watchdog is fed only while every thread made progress lately. The first exception of
 any thread turns into one stop of all, in the reverse order of their start, and a non-zero exit. SIGTERM and
-SIGINT are an orderly stop; a second one does not wait any longer.
+SIGINT are an orderly stop; after a second one no thread is waited for, and the rest is closed in order.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from edgeward_wire.errors import EdgewardError
 log = logging.getLogger(__name__)
 
 _LOOK_S = 1.0
+_JOIN_S = 0.2
 
 
 @dataclass
@@ -66,6 +67,8 @@ class Lifetime:
         # SimpleQueue.put is safe in a signal handler, where taking an Event's lock could deadlock.
         self._wake: queue.SimpleQueue[_Signal | BaseException] = queue.SimpleQueue()
         self._stuck: set[str] = set()
+        self._hurry = False
+        self._clean = True
 
     def thread(
         self,
@@ -119,8 +122,8 @@ class Lifetime:
             self._notifier.ready("serving")
             cause = self._wait()
             self._notifier.stopping()
-            clean = self._stop(orderly=isinstance(cause, _Signal))
-            return 0 if clean and isinstance(cause, _Signal) else 1
+            self._stop(orderly=isinstance(cause, _Signal))
+            return 0 if self._clean and isinstance(cause, _Signal) else 1
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -156,32 +159,39 @@ class Lifetime:
         if not stuck:
             self._notifier.watchdog()
 
-    def _stop(self, *, orderly: bool) -> bool:
-        clean = True
+    def _stop(self, *, orderly: bool) -> None:
         for part in reversed(self._parts):
             try:
                 part.stop(orderly)
             except EdgewardError as error:
                 log.error("Stopping %s: %s", part.name, error)
-                clean = False
+                self._clean = False
             if part.thread is not None and part.thread.ident is not None:
-                clean = self._join(part) and clean
+                self._join(part, part.thread)
+        self._hear()
+
+    def _join(self, part: _Part, thread: threading.Thread) -> None:
+        deadline = time.monotonic() + part.join_s
+        thread.join(_JOIN_S)  # what ends at once may, even in a hurry
+        self._hear()
+        while thread.is_alive() and not self._hurry and time.monotonic() < deadline:
+            self._notifier.watchdog()  # a long stop is bounded by join_s, not by the watchdog
+            thread.join(_JOIN_S)
+            self._hear()
+        if thread.is_alive():
+            patience = "before a second signal came" if self._hurry else f"within {part.join_s:.0f} s"
+            log.error("Thread %s did not end %s.", part.name, patience)
+            self._clean = False
+
+    def _hear(self) -> None:
+        """What came since the stop began: a signal is a person who will not wait."""
         while not self._wake.empty():
             late = self._wake.get()
-            if not isinstance(late, _Signal):
+            if isinstance(late, _Signal):
+                self._hurry = True
+            else:
                 _report(late)
-                clean = False
-        return clean
-
-    def _join(self, part: _Part) -> bool:
-        assert part.thread is not None
-        deadline = time.monotonic() + part.join_s
-        while part.thread.is_alive() and time.monotonic() < deadline:
-            part.thread.join(0.2)
-            self._notifier.watchdog()  # a long stop is bounded by join_s, not by the watchdog
-        if part.thread.is_alive():
-            log.error("Thread %s did not end within %.0f s.", part.name, part.join_s)
-        return not part.thread.is_alive()
+                self._clean = False
 
 
 def _report(error: BaseException) -> None:

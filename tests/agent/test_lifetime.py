@@ -10,12 +10,18 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 
 import pytest
 
+from edgeward_agent import daemon
+from edgeward_agent.config import load_config
 from edgeward_agent.lifetime import Lifetime, Pulse
+from edgeward_agent.mqtt import Link
 from edgeward_agent.notify import Notifier
+from sim.device import write_identity
+from sim.pki import Authority
 
 WAIT_S = 60.0
 
@@ -101,8 +107,13 @@ def hang(pulse):
 if mode == "stuck service":
     lifetime.service("link", lambda: None, lambda orderly: None, Pulse("link", 0.3))
 lifetime.closing("last", lambda orderly: print("closed last", orderly, flush=True))
+def say(orderly):
+    print("stop hang", flush=True)
+
 if mode == "hang":
     lifetime.thread("hang", hang, lambda orderly: None, limit_s=5, join_s=0.3)
+if mode == "hang for ever":
+    lifetime.thread("hang", hang, say, limit_s=5, join_s=1e9)
 def end(orderly):
     print("stop work", orderly, flush=True)
     stop.set()
@@ -172,6 +183,34 @@ def test_a_thread_that_does_not_end_is_named_and_left(systemd: Manager) -> None:
     _, err = process.communicate(timeout=WAIT_S)
     assert process.returncode == 1
     assert "Thread hang did not end within" in err
+
+
+def test_a_second_signal_does_not_wait_any_longer(systemd: Manager) -> None:
+    process = start("hang for ever", systemd)
+    systemd.until("READY=1")
+    process.terminate()
+    assert process.stdout
+    assert [process.stdout.readline() for _ in range(2)] == ["stop work True\n", "stop hang\n"]
+    process.send_signal(signal.SIGINT)
+    try:
+        out, err = process.communicate(timeout=WAIT_S)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert "Thread hang did not end before a second signal came." in err
+    assert out == "closed last True\n", "the rest is closed in order"
+
+
+def test_systemd_waits_for_longer_than_a_stop_may_take(tmp_path: Path) -> None:
+    unit = Path(__file__).parents[2] / "systemd/edgeward-agent.service"
+    waits = int(unit.read_text().partition("TimeoutStopSec=")[2].partition("\n")[0])
+    (tmp_path / "agent.toml").write_text("[page]\nport = 8088\n[serve]\nport = 8089\n")
+    identity = write_identity(tmp_path, Authority.make("Servers"), Authority.make("Devices"))
+    lifetime = daemon._compose(load_config(tmp_path / "agent.toml"), identity, tmp_path)
+    link_s = signature(Link.stop).parameters["timeout_s"].default
+    assert sum(part.join_s for part in lifetime._parts if part.thread) + link_s < waits
+    for part in lifetime._parts:  # what was made and never started
+        part.stop(False)
 
 
 def test_handlers_are_given_back() -> None:
