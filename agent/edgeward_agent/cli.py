@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from edgeward_agent import local_cli, results_cli, sources_cli
+from edgeward_agent.files import is_there
 from edgeward_wire import __version__
 from edgeward_wire.errors import EdgewardError, Rejected
 
@@ -134,7 +135,7 @@ def _own_name(host: str) -> str:
 
 def _become_owner(state: Path) -> None:
     """Under sudo: what root writes, the agent's user, who owns the state directory, could not read."""
-    if os.geteuid() != 0 or not state.is_dir():
+    if os.geteuid() != 0 or not is_there(state) or not state.is_dir():
         return
     owner = state.stat()
     if owner.st_uid != 0:
