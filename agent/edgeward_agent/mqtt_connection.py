@@ -125,7 +125,7 @@ class Connection:
         self._accept_by = monotonic() + 2 * _CONNECT_S
         self._client.connect(broker.host, broker.port, _KEEPALIVE_S, clean_start=False, properties=wishes)
         sock = self._client.socket()
-        if sock is not None:
+        if isinstance(sock, ssl.SSLSocket):
             with suppress(OSError):  # a kernel without it keeps some megabytes
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
 
