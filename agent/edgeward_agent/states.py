@@ -90,6 +90,8 @@ class Record(Document):
     restarts: int = 0
     """Of the daemon, since the candidate reached its present stage."""
     probation_spent_s: float = 0
+    tried: str = ""
+    """Fingerprint of the runtime at the newest try, whatever became of it; older journals have none."""
     denied: tuple[Denied, ...] = ()
 
 
@@ -399,6 +401,7 @@ def _begin(record: Record, event: Event) -> Record:
             "ending": None,
             "restarts": 0,
             "probation_spent_s": 0.0,
+            "tried": event.deployment.fingerprint,
         }
     )
 
@@ -608,12 +611,17 @@ def consider(record: Record, want: Want | None, facts: Facts) -> Event | None:
 
 
 def _handled(record: Record, row: PipelineAssignment, facts: Facts) -> bool:
+    """Whether this row has had its try. One that was denied gets another with each new runtime.
+
+    What counts is the runtime of the newest try and not that of a denial: a try that ends without one (too
+    little memory, no variant) would otherwise be repeated without end.
+    """
     if record.row != row:
         return False
     update = record.update
     failed = update is not None and update.result not in (None, "succeeded") and update.rollout == row.rollout
-    tried_with = next((d.fingerprint for d in reversed(record.denied) if d.sha256 == row.model.sha256), None)
-    return not (failed and tried_with is not None and tried_with != facts.fingerprint)
+    denied = any(denied.sha256 == row.model.sha256 for denied in record.denied)
+    return not (failed and denied and record.tried != facts.fingerprint)
 
 
 def _judge(record: Record, want: Want, facts: Facts) -> Event | None:

@@ -121,6 +121,12 @@ def test_a_record_that_does_not_fit_keeps_the_committed_model() -> None:
     assert "restarts" in fault
 
 
+def test_a_record_of_before_tries_were_noted_is_read_whole() -> None:
+    old = plain()
+    del old["tried"]
+    assert read_record(old) == (GOOD, "")
+
+
 def test_a_manifest_that_was_tampered_with_is_dropped() -> None:
     bad = plain()
     bad["candidate"]["manifest"] = bad["candidate"]["manifest"].replace("m", "n", 1)

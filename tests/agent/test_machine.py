@@ -54,6 +54,7 @@ class Device:
     def __init__(self, state: Path, uri: str = "/dev/null", root: Path = Path("/")) -> None:
         self.state = state
         self.root = root
+        self.hardware = this_machine()
         self.config = Config(
             telemetry=TelemetrySettings(window_s=1),
             qualify=QualifySettings(lock=str(state / "lock")),
@@ -76,7 +77,7 @@ class Device:
             boot_id=f"{self.starts:032x}",
             state=state,
             spool=self.spool,
-            machine=this_machine(),
+            machine=self.hardware,
             pipelines={"main": ("cam",)},
         )
         self.supply = Supply(BlobStore(state / "blobs"), None, None)
@@ -87,14 +88,15 @@ class Device:
             floors=self.floors,
             supply=self.supply,
             reporter=self.reporter,
-            hardware=this_machine(),
+            hardware=self.hardware,
             programs=PROGRAMS,
             patience=HASTY,
             sensors=Sensors(self.root),
         )
         self.threads = [
-            threading.Thread(target=self._guard, args=(self.machine.run,)),
-            threading.Thread(target=self._guard, args=(self.supply.run,)),
+            # daemons: one that hangs fails its test, and does not keep the whole run from ending
+            threading.Thread(target=self._guard, args=(run,), daemon=True)
+            for run in (self.machine.run, self.supply.run)
         ]
         for thread in self.threads:
             thread.start()
@@ -187,6 +189,12 @@ class Device:
             )
 
         return self.until(so, f"serving {model.version}")
+
+    def told(self, kind: str) -> list[dict[str, Any]]:
+        """What happened of this kind since this start of the daemon, unless it was asked for before."""
+        found = [json.loads(message.payload) for message in self.spool.next_batch(1000)]
+        boot = f"{self.starts:032x}"
+        return [m["what"] for m in found if m["boot_id"] == boot and m.get("what", {}).get("kind") == kind]
 
     def runner(self) -> int:
         pid = self.machine._pipelines["main"].running.pid
@@ -325,6 +333,24 @@ def test_what_failed_is_not_tried_again_until_a_new_attempt(device: Device) -> N
     assert "wrong output" in update.reason
     assert device.deploy(bad, attempt=2).result == "failed_no_change"
     assert device.qualified() == ["2", "2"]
+
+
+def test_a_model_that_the_new_runtime_has_no_variant_for_is_tried_once(device: Device) -> None:
+    """From [gpu], where it was denied, to [cpu], for which it is not meant."""
+    device.stop()
+    device.hardware = replace(device.hardware, runtime={"onnxruntime-gpu": "1.23"})
+    device.start()
+    model = manifest("2", annotations={"qualify": "none"}, targets=TargetHints(providers=("CUDA",)))
+    assert device.deploy(model).result == "failed_no_change"
+    device.stop()
+    device.hardware = replace(device.hardware, runtime={"onnxruntime": "1.23"})
+    device.start()
+    device.assign(model)
+    main = device.until(lambda main: main.update and main.update.result == "rejected")
+    assert main.update
+    assert "No variant of it is meant for this device" in main.update.reason
+    assert device.deploy(THREE).result == "succeeded"
+    assert [what["update"]["result"] for what in device.told("finished")] == ["rejected", "succeeded"]
 
 
 def test_qualify_that_cannot_work_now_is_tried_again(device: Device) -> None:

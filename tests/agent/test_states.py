@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import pytest
@@ -50,6 +50,7 @@ from edgeward_wire.reported import Result, State
 
 ONE, TWO, THREE = manifest("1"), manifest("2"), manifest("3")
 FACTS = Facts(configured=True, fingerprint=FINGERPRINT)
+UPGRADED = replace(FACTS, fingerprint="0" * 64)
 
 
 def run(record: Record, *events: Event) -> Record:
@@ -302,6 +303,38 @@ def test_a_new_runtime_tries_again_what_failed_under_the_old_one() -> None:
     failed = run(serving(ONE), *deploy(TWO)[:3], Failed("no plan", deny=True))
     assert consider(failed, want(TWO), FACTS) is None
     assert isinstance(consider(failed, want(TWO), Facts(configured=True, fingerprint="0" * 64)), Assigned)
+
+
+NOT_ITS_FAULT: list[list[Event]] = [
+    [Failed("No variant of it is meant for this device.", result="rejected")],
+    [Failed("Given up after 40 tries.")],
+    [Fetched(), Failed("disk full")],
+    [Fetched(), Verified(), Failed("It needs 800 MB of memory and 600 MB are available.")],
+    [Fetched(), Verified(), Prepared(), Validated(verdict(TWO)), Failed("The journal cannot be written.")],
+]
+
+
+@pytest.mark.parametrize("ways", NOT_ITS_FAULT, ids=lambda ways: f"{len(ways) - 1}-steps")
+def test_a_new_runtime_tries_once_also_when_that_try_denies_nothing(ways: list[Event]) -> None:
+    failed = run(serving(ONE), *deploy(TWO)[:3], Failed("no plan", deny=True))
+    again = consider(failed, want(TWO), UPGRADED)
+    assert isinstance(again, Assigned)
+    record = run(failed, again, *ways)
+    record = run(record, *([Served()] if record.state == "rolling_back" else []))
+    assert record.state == "idle"
+    assert record.denied == failed.denied
+    assert consider(record, want(TWO), UPGRADED) is None
+    assert isinstance(consider(record, want(TWO), replace(FACTS, fingerprint="1" * 64)), Assigned)
+
+
+@given(st.lists(events(), max_size=30), st.sampled_from([ONE, TWO, THREE]), st.booleans())
+def test_what_was_tried_and_failed_is_not_wanted_again_at_once(
+    sequence: list[Event], of: Manifest, deny: bool
+) -> None:
+    record = run(serving(ONE), *deploy(of)[:2], Failed("no", deny=True), *sequence)
+    event = consider(record, want(of), UPGRADED)
+    if isinstance(event, Assigned):
+        assert consider(run(record, event, Failed("no", deny=deny)), want(of), UPGRADED) is None
 
 
 def test_wants_are_judged_in_order() -> None:
