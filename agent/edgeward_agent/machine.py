@@ -117,13 +117,24 @@ class Machine:
         self._was_orderly = saved.orderly
         self._raw = saved.assignment
         self._assignment = _assignment(saved.assignment)
+        kept = {name for name, record in saved.pipelines.items() if self._matters(name, record)}
         self._pipelines = {
             name: self._pipeline(name, saved.pipelines.get(name, Record()))
-            for name in sorted({*config.pipelines, *saved.pipelines})
+            for name in sorted({*config.pipelines, *kept})
         }
 
     def _pipeline(self, name: str, record: Record) -> Pipeline:
         return Pipeline(name, record, self._shared, partial(self._emit, name))
+
+    def _matters(self, name: str, record: Record) -> bool:
+        """Without a place in agent.toml, a row in the assignment or a model, a name is not kept.
+
+        An assignment may name what other devices of the fleet have; without this, all that were ever
+        named would stay.
+        """
+        asked = self._assignment.pipelines if self._assignment else {}
+        known = name in self._shared.config.pipelines or name in asked
+        return known or record.committed is not None or record.candidate is not None
 
     # --- from other threads
 
@@ -203,6 +214,7 @@ class Machine:
             pass
         self._tick(time.monotonic())
         self._drain()
+        self._forget()
         self._commands.turn(time.monotonic())
         self._report()
 
@@ -252,7 +264,8 @@ class Machine:
     def _drain(self) -> None:
         while self._events and not self._stopping:
             name, event = self._events.popleft()
-            self._apply(self._pipelines[name], event)
+            if name in self._pipelines:  # a late word about one that is forgotten is harmless too
+                self._apply(self._pipelines[name], event)
             if not self._events:
                 for pipeline in self._pipelines.values():
                     self._consider(pipeline)
@@ -350,6 +363,16 @@ class Machine:
                 self._wants[name] = Want(rows[name], manifest, wanted.refused.get(name, ""))
             self._consider(self._pipelines[name])
 
+    def _forget(self) -> None:
+        """Pipelines that mean nothing any more, once what ended them is journalled and told."""
+        gone = [name for name, p in self._pipelines.items() if not self._matters(name, p.record)]
+        for name in gone:
+            log.info("Pipeline %s is forgotten: neither agent.toml nor the assignment has it.", name)
+            del self._pipelines[name]
+            self._wants.pop(name, None)
+        if gone:
+            self._save_or_say()
+
     def _consider(self, pipeline: Pipeline) -> None:
         if pipeline.name in self._wants:
             pipeline.consider(self._wants[pipeline.name])
@@ -409,11 +432,10 @@ class Machine:
     def _report(self) -> None:
         for pipeline in self._pipelines.values():
             self._reporter.fault(f"runner:{pipeline.name}", pipeline.running.fault)
+        shown, left_out = pipeline_report.shown(self._pipelines.values())
+        self._reporter.fault("pipelines", left_out)
         self._reporter.reported(
-            {
-                name: pipeline_report.report(pipeline, self._shared.floors.security)
-                for name, pipeline in self._pipelines.items()
-            },
+            {p.name: pipeline_report.report(p, self._shared.floors.security) for p in shown},
             revision=self._assignment.revision if self._assignment else 0,
             registry=self._registry,
             now=time.monotonic(),

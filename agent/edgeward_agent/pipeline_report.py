@@ -15,7 +15,25 @@ from edgeward_agent.pipeline import Pipeline
 from edgeward_agent.qualifying import Qualifying
 from edgeward_agent.states import Event, Lacking, Record
 from edgeward_wire.event import Finished, StateChanged
-from edgeward_wire.reported import PipelineReport, Serving, State, Update
+from edgeward_wire.reported import MAX_PIPELINES, PipelineReport, Serving, State, Update
+
+NAMED = 10
+"""Of the pipelines that are left out, so many by name."""
+
+
+def shown(pipelines: Iterable[Pipeline]) -> tuple[list[Pipeline], str]:
+    """Those that the device's report has room for, and what is left out, in words; empty when nothing is.
+
+    Those of agent.toml come first. Of the others, which serve nothing, a model that is asked for tells more
+    than one that only waits for its pipeline to come back.
+    """
+    ranked = sorted(pipelines, key=lambda p: (not p.configured, p.record.candidate is None, p.name))
+    left = [p.name for p in ranked[MAX_PIPELINES:]]
+    if not left:
+        return ranked, ""
+    names = ", ".join(left[:NAMED]) + (", ..." if len(left) > NAMED else "")
+    what = f"The report has room for {MAX_PIPELINES} of {len(ranked)} pipelines and leaves out {len(left)}"
+    return ranked[:MAX_PIPELINES], f"{what} that agent.toml does not have: {names}."
 
 
 def report(pipeline: Pipeline, floor: Callable[[str], int]) -> PipelineReport:

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -123,15 +123,17 @@ class Device:
 
     def assign(self, model: Manifest | None, *, blobs: bool = True, **of_row: Any) -> None:
         """The newest verified assignment: `main` runs this model; no row when there is none."""
+        if model is not None and blobs:
+            self._let_the_blob_thread_finish()
+            put(self.state, model)
+        self.ask({} if model is None else {"main": model}, **of_row)
+
+    def ask(self, models: Mapping[str, Manifest], **of_row: Any) -> None:
+        """The newest verified assignment: these pipelines run these models."""
         self.revision += 1
-        if model is None:
-            signed, texts = assignment(self.revision), {}
-        else:
-            if blobs:
-                self._let_the_blob_thread_finish()
-                put(self.state, model)
-            signed = assignment(self.revision, main=row(model, **of_row))
-            texts = {"main": model.to_bytes().decode()}
+        rows = {name: row(model, **of_row) for name, model in models.items()}
+        signed = assignment(self.revision, **rows)
+        texts = {name: model.to_bytes().decode() for name, model in models.items()}
         self.machine.wanted(Wanted(signed, signed.to_bytes(), texts))
 
     def _let_the_blob_thread_finish(self) -> None:
@@ -148,18 +150,22 @@ class Device:
             return None
 
     def until(self, holds: Callable[[PipelineReport], object], what: str = "") -> PipelineReport:
+        return self.all_until(lambda told: "main" in told and holds(told["main"]), what)["main"]
+
+    def all_until(
+        self, holds: Callable[[Mapping[str, PipelineReport]], object], what: str = ""
+    ) -> Mapping[str, PipelineReport]:
         deadline = time.monotonic() + WAIT_S
-        main = None
+        told: Mapping[str, PipelineReport] = {}
         while time.monotonic() < deadline and not self.failure:
             status = self.status()
-            main = status.reported.pipelines.get("main") if status else None
-            now = status is not None and status.reported.boot_id == f"{self.starts:032x}"
-            if main is not None and now and holds(main):
-                return main
+            told = status.reported.pipelines if status else {}
+            if status is not None and status.reported.boot_id == f"{self.starts:032x}" and holds(told):
+                return told
             time.sleep(0.02)
         if self.failure:
             raise self.failure[0]
-        raise AssertionError(f"never: {what}; last: {main}")
+        raise AssertionError(f"never: {what}; last: {told}")
 
     def ended(self, model: Manifest, attempt: int = 1) -> Update:
         """Wait until the update to this model has ended."""
@@ -461,20 +467,66 @@ def test_a_model_that_needs_more_than_we_can_stays_pending(device: Device) -> No
     assert device.deploy(TWO).result == "succeeded"
 
 
-def test_a_pipeline_that_the_device_does_not_have_is_pending(device: Device) -> None:
-    model, signed = ONE, assignment(1, other=row(ONE))
-    device.machine.wanted(Wanted(signed, signed.to_bytes(), {"other": model.to_bytes().decode()}))
-
-    def pending() -> Update | None:
-        status = device.status()
-        other = status.reported.pipelines.get("other") if status else None
-        return other.update if other else None
-
-    deadline = time.monotonic() + WAIT_S
-    while (update := pending()) is None or update.state != "pending":
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def test_a_pipeline_that_the_device_does_not_have_is_pending_until_nobody_asks(device: Device) -> None:
+    device.ask({"other": ONE})
+    update = device.all_until(lambda told: "other" in told and told["other"].update)["other"].update
+    assert update
+    assert update.state == "pending"
     assert "no such pipeline" in update.reason
+    device.restart()
+    device.all_until(lambda told: "other" in told)
+    device.ask({})
+    device.all_until(lambda told: "other" not in told)
+    (end,) = device.told("finished")
+    assert (end["pipeline"], end["update"]["result"]) == ("other", "canceled")
+    assert list(device.journal()["pipelines"]) == ["main"]
+
+
+def test_a_refusal_for_a_pipeline_that_the_device_does_not_have_is_told_once(device: Device) -> None:
+    signed = assignment(1, other=row(ONE))
+    refused = Wanted(signed, signed.to_bytes(), {}, {"other": "The signature is wrong."})
+    for _ in range(3):  # as often as somebody looks
+        device.machine.wanted(refused)
+        device.all_until(lambda told: "other" in told and told["other"].update)
+    device.deploy(ONE)
+    results = [(end["pipeline"], end["update"]["result"]) for end in device.told("finished")]
+    assert results == [("other", "rejected"), ("main", "succeeded")]
+
+
+def faults(device: Device, subject: str) -> list[str]:
+    return [what["detail"] for what in device.told("fault") if what["subject"] == subject]
+
+
+def test_an_assignment_may_name_more_pipelines_than_a_report_has_room_for(device: Device) -> None:
+    others = [f"a{n:02}" for n in range(16)]
+    device.ask(dict.fromkeys(others, ONE))
+    for _ in range(2):
+        told = device.all_until(lambda told: "a14" in told)
+        assert list(told) == [*others[:15], "main"]
+        (detail,) = faults(device, "pipelines")
+        assert "room for 16 of 17 pipelines and leaves out 1" in detail
+        assert detail.endswith(": a15.")
+        device.restart()
+    assert device.deploy(ONE).result == "succeeded"
+    assert list(device.journal()["pipelines"]) == ["main"]
+
+
+def test_pipelines_that_left_agent_toml_never_crowd_out_those_that_are_there(device: Device) -> None:
+    device.deploy(ONE)
+    device.stop()
+    saved = device.journal()
+    served = [f"a{n:02}" for n in range(20)]
+    saved["pipelines"] |= dict.fromkeys(served, saved["pipelines"]["main"])
+    saved["pipelines"] |= {f"b{n:02}": {"state": "idle"} for n in range(20)}
+    (device.state / "journal.json").write_text(json.dumps(saved))
+    device.start()
+    device.ask({"other": ONE, "main": ONE})
+    told = device.all_until(lambda told: "other" in told)
+    assert list(told) == [*served[:14], "main", "other"]
+    (detail,) = faults(device, "pipelines")
+    assert "leaves out 5" in detail, "before `other` was asked for; a change of the number is nothing new"
+    assert list(device.journal()["pipelines"]) == [*served, "main", "other"]
+    device.serves(ONE)
 
 
 def test_the_security_floor_rises_at_commit_and_holds(device: Device) -> None:

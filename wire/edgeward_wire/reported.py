@@ -31,6 +31,8 @@ from edgeward_wire.vitals import Vitals
 
 _SHORT = 160
 """Of a text, where the whole document would be too long."""
+MAX_PIPELINES = 16
+"""In one report."""
 
 State = Literal[
     "idle",
@@ -111,7 +113,7 @@ class Reported(Open):
     time: UnixTime
     revision: Revision = 0
     """The revision of the newest verified assignment."""
-    pipelines: dict[PipelineName, PipelineReport] = Field(default_factory=dict, max_length=16)
+    pipelines: dict[PipelineName, PipelineReport] = Field(default_factory=dict, max_length=MAX_PIPELINES)
     registry: ShortText = ""
     """Empty when the last look at the registry succeeded, else why not."""
     vitals: Vitals | None = None
