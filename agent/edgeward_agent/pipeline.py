@@ -261,16 +261,26 @@ class Pipeline:
 
     # --- effects: the runner
 
+    @property
+    def _home(self) -> Deployment | None:
+        """What is served when no update says otherwise. agent.toml may have lost the pipeline meanwhile."""
+        return self.record.committed if self.configured else None
+
     def _serve_candidate(self) -> None:
-        self.running.serve(self._candidate)
+        if self.configured:
+            self.running.serve(self._candidate)
+        else:  # without its sources it would prove nothing, and pass
+            self._emit(states.Failed("This device's agent.toml has lost the pipeline."))
 
     def _serve_committed(self) -> None:
-        committed = self.record.committed
-        if committed is not None:
-            if self.configured:
-                self.running.serve(committed)
+        home = self._home
+        if home is not None:
+            self.running.serve(home)
         elif self.record.state == "rolling_back":
-            self._emit(states.Unrestorable("There is no committed model to go back to."))
+            why = "There is no committed model to go back to."
+            if not self.configured:
+                why = "Nothing can be served: agent.toml has no such pipeline."
+            self._emit(states.Unrestorable(why))
 
     def _restart(self) -> None:
         running, record = self.running, self.record
@@ -279,26 +289,27 @@ class Pipeline:
             running.drop("It could not load the model.")
             if record.committed is not None:  # it could once, so its blobs are suspect
                 self.fetching.suspect(served_blobs(record.committed))
+        home = self._home
         if record.state == "rolling_back":
-            if record.committed is None:
+            if home is None:
                 self._serve_committed()
                 return
             if running.backoff.failures >= RESTORES:
-                what = f"{record.committed.title} could not be served either."
+                what = f"{home.title} could not be served either."
                 self._emit(states.Unrestorable(f"{what} {fault}".strip()))
                 return
-        if record.committed is None:
+        if home is None:
             running.serve_nothing()
             return
-        pause = running.serve_later(record.committed)
+        pause = running.serve_later(home)
         log.info("%s: the runner is started again in %.1f s.", self.name, pause)
 
     def _let_go(self) -> None:
-        record, running = self.record, self.running
-        if record.committed is not None:
-            if running.serving is None or running.serving.row.model != record.committed.row.model:
+        record, running, home = self.record, self.running, self._home
+        if home is not None:
+            if running.serving is None or running.serving.row.model != home.row.model:
                 running.drop("It serves a model that failed.")
-                running.serve_later(record.committed)
+                running.serve_later(home)
         elif running.serving is None or not (record.update and record.update.result == "superseded"):
             # What was merely superseded may serve on until its successor is ready.
             running.serve_nothing()

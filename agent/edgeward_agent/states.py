@@ -251,8 +251,9 @@ class Op(Enum):
     QUALIFY = auto()
     KILL_QUALIFY = auto()
     SERVE_CANDIDATE = auto()
+    """Serve it, or say `Failed` when agent.toml has lost the pipeline."""
     SERVE_COMMITTED = auto()
-    """Serve the last committed model, or say `Unrestorable` during a way back when there is none."""
+    """Serve the last committed model, or say `Unrestorable` during a way back when it cannot be."""
     RESTART = auto()
     """Bring the runner back with what it served, after a pause."""
     LET_GO = auto()

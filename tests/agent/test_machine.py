@@ -642,6 +642,49 @@ def test_a_committed_model_whose_pipeline_left_agent_toml_says_so(device: Device
     device.serves(ONE)
 
 
+def leave_agent_toml(device: Device, *, orderly: bool, spent_s: float = 0.0) -> None:
+    """The daemon starts again, `spent_s` into a probation, without any pipeline."""
+    device.stop(orderly=orderly)
+    saved = device.journal()
+    saved["pipelines"]["main"]["probation_spent_s"] = spent_s
+    (device.state / "journal.json").write_text(json.dumps(saved))
+    device.config = device.config.model_copy(update={"pipelines": {}})
+    device.start()
+
+
+@pytest.mark.parametrize("orderly", [False, True], ids=["after-a-crash", "in-order"])
+def test_an_update_whose_pipeline_left_agent_toml_ends(device: Device, orderly: bool) -> None:
+    pipelines = device.config.pipelines
+    device.deploy(ONE)
+    device.assign(TWO, probation_s=3600)
+    device.serves(TWO, committed=False)
+    leave_agent_toml(device, orderly=orderly, spent_s=3600)
+    main = device.until(lambda main: main.update and main.update.result)
+    assert main.update
+    assert main.update.result == "failed_unable_to_roll_back"
+    assert "agent.toml has no such pipeline" in main.update.reason
+    assert main.serving is None
+    assert "agent.toml has no pipeline main" in main.fault
+    device.stop()
+    device.config = device.config.model_copy(update={"pipelines": pipelines})
+    device.start()
+    device.serves(ONE)
+
+
+def test_a_first_model_without_sources_that_it_had_is_not_committed(device: Device) -> None:
+    pipelines = device.config.pipelines
+    device.assign(ONE, probation_s=3600)
+    device.serves(ONE, committed=False)
+    leave_agent_toml(device, orderly=True, spent_s=3600)
+    update = device.ended(ONE)
+    assert update.result == "failed_unable_to_roll_back"
+    assert device.machine._pipelines["main"].running.pid is None
+    device.stop()
+    device.config = device.config.model_copy(update={"pipelines": pipelines})
+    device.start()
+    assert device.deploy(ONE, attempt=2).result == "succeeded"
+
+
 def test_a_full_disk_fails_the_update_and_the_old_model_goes_on(
     device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
