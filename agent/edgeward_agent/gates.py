@@ -119,16 +119,18 @@ class LatencyWatch:
         """Why, in one sentence."""
 
     def look(self, deployment: Deployment, measures: Iterable[Measures]) -> bool:
-        """Take windows of the committed model; True when its verdict has just become stale."""
+        """Take one window of the committed model, the measures of all its sources together.
+
+        True when its verdict has just become stale.
+        """
         verdict = deployment.verdict
         if verdict != self._verdict:
             self._verdict, self._slow, self.stale = verdict, 0, False
         promised = verdict_numbers(verdict).get("p50_ms") if verdict else None
         before = self.stale
-        for window in measures:
-            inference = window.stages.get("inference")
-            if promised and inference is not None and inference.count >= MIN_FOR_STALE:
-                self._weigh(inference.percentile(0.5), promised)
+        live = merge(m.stages["inference"] for m in measures if "inference" in m.stages)
+        if promised and live.count >= MIN_FOR_STALE:
+            self._weigh(live.percentile(0.5), promised)
         return self.stale and not before
 
     def _weigh(self, live: float, promised: float) -> None:

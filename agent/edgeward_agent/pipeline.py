@@ -178,7 +178,7 @@ class Pipeline:
         if self.probation is not None:
             self.probation.windows(measures)
         committed = self.record.committed
-        if committed is None or self.running.serving != committed:
+        if committed is None or not self.running.serves(committed):
             return
         if self.latency.look(committed, measures):
             self.qualifying.forget(committed)

@@ -118,6 +118,10 @@ class Running:
         elif self._life.ready:
             self._ask(self._life)
 
+    def serves(self, deployment: Deployment) -> bool:
+        """Whether frames go through just this model and plan now, whatever row asked for it."""
+        return _same(deployment, self.serving)
+
     def serve_later(self, deployment: Deployment) -> float:
         """The same after a pause; returns its length in seconds."""
         self.target = deployment
@@ -200,7 +204,7 @@ class Running:
         target = self.target
         if target is None:
             return
-        if life.asked_at is None and _same(target, self.serving):
+        if life.asked_at is None and self.serves(target):
             self.fault = ""
             self._post(partial(self._hooks.emit, Served()))
             self._mend(target)

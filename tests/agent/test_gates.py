@@ -120,7 +120,7 @@ def test_time_before_a_restart_counts() -> None:
 
 def test_a_verdict_is_stale_once_live_frames_are_slow_for_long() -> None:
     watch, committed = LatencyWatch(), deployment(MODEL, judged=True)  # its verdict says 5 ms
-    assert not watch.look(committed, [window(5), window(7), window(7)])
+    assert not any(watch.look(committed, [window(ms)]) for ms in (5, 7, 7))
     assert not watch.stale, "twice is an accident"
     assert watch.look(committed, [window(7)])
     assert watch.stale
@@ -128,12 +128,24 @@ def test_a_verdict_is_stale_once_live_frames_are_slow_for_long() -> None:
     assert not watch.look(committed, [window(7)]), "said once"
     assert not watch.look(committed, [window(5)])
     assert not watch.stale
-    assert not watch.look(committed, [window(70, n=3)] * 9), "too few frames say nothing"
+    assert not any(watch.look(committed, [window(70, n=3)]) for _ in range(9)), "too few frames say nothing"
+
+
+def test_a_window_is_weighed_once_however_many_sources_it_has() -> None:
+    watch, committed = LatencyWatch(), deployment(MODEL, judged=True)
+    assert not watch.look(committed, [window(7)] * 4)
+    assert not watch.stale, "four cameras in one slow window"
+    for _ in range(2):
+        watch.look(committed, [window(7, n=60), window(5, n=10)])
+    assert watch.stale, "most frames are slow, whichever source comes last"
+    few = LatencyWatch()
+    assert [few.look(committed, [window(7, n=10)] * 4) for _ in range(3)] == [False, False, True]
 
 
 def test_another_verdict_starts_afresh() -> None:
     watch = LatencyWatch()
-    watch.look(deployment(MODEL, judged=True), [window(7)] * 3)
+    for _ in range(3):
+        watch.look(deployment(MODEL, judged=True), [window(7)])
     assert watch.stale
     slower = verdict(MODEL, p50_ms=7.0)
     watch.look(deployment(MODEL).model_copy(update={"verdict": slower}), [window(7)])

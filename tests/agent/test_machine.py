@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import queue
 import shutil
 import signal
 import sys
@@ -36,8 +37,10 @@ from edgeward_agent.sysinfo import this_machine
 from edgeward_agent.workers import Programs
 from edgeward_wire.errors import Rejected
 from edgeward_wire.event import Finished
+from edgeward_wire.histogram import Recorder
 from edgeward_wire.manifest import Manifest, TargetHints
 from edgeward_wire.reported import PipelineReport, Update
+from edgeward_wire.telemetry import Measures
 
 CHILDREN = Path(__file__).parent / "children"
 WAIT_S = 60.0
@@ -734,6 +737,37 @@ def test_slow_live_frames_make_the_verdict_stale(device: Device) -> None:
     device.deploy(manifest("1", annotations={"live": "slow"}))
     device.until(lambda main: main.serving and main.serving.stale)
     assert not list((device.state / "verdicts").glob("*.json"))
+
+
+def slow_window() -> Measures:
+    recorder = Recorder()
+    for _ in range(60):
+        recorder.record(500.0)
+    return Measures(
+        pipeline="main",
+        source="cam",
+        model=row(ONE).model,
+        variant="int8",
+        provider="CPUExecutionProvider",
+        start=0,
+        duration_s=1,
+        frames=60,
+        stages={"inference": recorder.take()},
+    )
+
+
+def test_a_model_that_was_asked_for_twice_is_still_watched(device: Device) -> None:
+    device.deploy(ONE)
+    assert device.deploy(ONE, attempt=2).reason == "It serves already."
+    pipeline, seen = device.machine._pipelines["main"], queue.SimpleQueue[bool]()
+
+    def look() -> None:  # in one go: the runner's own windows are fast
+        for _ in range(3):
+            pipeline._windows((slow_window(),))
+        seen.put(pipeline.latency.stale)
+
+    device.machine.poke(look)
+    assert seen.get(timeout=WAIT_S)
 
 
 def test_a_damaged_journal_is_set_aside_and_said(device: Device) -> None:
