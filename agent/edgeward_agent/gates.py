@@ -81,7 +81,10 @@ class Probation:
         return figures
 
     def judge(self, now: float, sources: Mapping[str, SourceReport]) -> Event | None:
-        """`Breached`, `Held`, or None while it goes on. The clock stands still while every source is down."""
+        """`Breached`, `Held`, or None while it goes on. The clock stands still while every source is down.
+
+        `sources`: all that the pipeline has, also those that were not heard of yet.
+        """
         if sources and not any(source.up for source in sources.values()):
             self._began += now - self._judged
         self._judged = now

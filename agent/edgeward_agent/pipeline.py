@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 RESTORES = 3
 """Tries to serve the committed model on the way back."""
+_UNHEARD = SourceReport(up=False, detail="no frame yet")
 
 
 class SecurityFloors(Protocol):
@@ -162,7 +163,7 @@ class Pipeline:
             self._judge(self.probation, now)
 
     def _judge(self, probation: Probation, now: float) -> None:
-        sources = self.running.sources
+        sources = self._all_sources()
         self.progress = probation.progress(now)
         self.detail = probation.detail(now, sources)
         if self.running.serving is None:
@@ -170,6 +171,12 @@ class Pipeline:
         event = probation.judge(now, sources)
         if event is not None:
             self._emit(event)
+
+    def _all_sources(self) -> dict[str, SourceReport]:
+        """All that agent.toml has. One that was not heard of yet may never come, and is no reason to pass."""
+        settings = self._shared.config.pipelines.get(self.name)
+        names = [source.name for source in settings.sources] if settings else []
+        return {name: self.running.sources.get(name, _UNHEARD) for name in names}
 
     # --- what the runner tells
 

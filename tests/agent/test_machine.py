@@ -569,6 +569,26 @@ def test_a_camera_that_is_not_there_is_reported_and_probation_waits(tmp_path: Pa
         device.stop()
 
 
+def test_probation_also_waits_for_a_source_that_was_not_heard_of_yet(tmp_path: Path) -> None:
+    device = Device(tmp_path / "state", uri="/later/cam")
+    try:
+        device.assign(ONE)
+        main = device.until(lambda main: main.update and "waits for frames" in main.update.detail)
+        assert main.update
+        assert main.update.detail == "waits for frames; down: cam: no frame yet"
+        assert main.update.result is None
+    finally:
+        device.stop()
+
+
+def test_a_pipeline_without_sources_passes_without_frames(device: Device) -> None:
+    device.stop()
+    device.config = device.config.model_copy(update={"pipelines": {"main": Pipeline()}})
+    device.start()
+    update = device.deploy(ONE)
+    assert (update.result, update.numbers["probation_frames"]) == ("succeeded", 0)
+
+
 def test_a_download_without_a_registry_waits_visibly(device: Device) -> None:
     device.assign(ONE, blobs=False)
     main = device.until(lambda main: main.update and "Again in" in main.update.detail)

@@ -2,6 +2,7 @@
 
 `serve`: ok (default), whole (as its file is), fail, crash, hang.
 `live`: ok (default), crash, errors, stall, slow, mute.
+A source below /nowhere is down; of one below /later nothing is said, and it delivers nothing.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ class Runner:
     def configure(self, message: messages.Configure) -> None:
         self.configured = message
         for source in message.sources:
+            if source.uri.startswith("/later"):
+                continue
             up = not source.uri.startswith("/nowhere")
             detail = "" if up else "not there"
             self.talk.say(messages.SourceChanged(source=source.name, up=up, detail=detail))
@@ -76,7 +79,8 @@ class Runner:
     def beat(self) -> None:
         live = self.serving.manifest.annotations.get("live", "ok") if self.serving else "ok"
         stalled = 0.0
-        up = bool(self.configured and any(not s.uri.startswith("/nowhere") for s in self.configured.sources))
+        sources = self.configured.sources if self.configured else ()
+        up = any(not source.uri.startswith(("/nowhere", "/later")) for source in sources)
         if self.serving and up:
             match live:
                 case "crash":
