@@ -11,7 +11,7 @@ import pytest
 from conftest import missing
 from edgeward_agent.messages import Qualify
 from edgeward_agent.qualify import subject_of
-from edgeward_runtime import golden
+from edgeward_runtime import golden, plans
 from edgeward_runtime.contract_guess import guess
 from edgeward_runtime.plans import ARENA, CPU, SPINNING, Machine, VariantFacts, candidates
 from edgeward_runtime.probe import Findings, probe
@@ -59,9 +59,9 @@ def results(found: Findings) -> dict[str, set[str]]:
 
 def test_every_plan_gets_its_numbers_and_one_is_chosen(subject: Subject) -> None:
     steps: list[tuple[str, int, int]] = []
-    plans = plans_of(subject, threads=2)
-    found = probe(subject, plans, progress=lambda phase, done, total, _: steps.append((phase, done, total)))
-    assert [o.plan for o in found.outcomes][: len(plans)] == plans
+    tried = plans_of(subject, threads=2)
+    found = probe(subject, tried, progress=lambda phase, done, total, _: steps.append((phase, done, total)))
+    assert [o.plan for o in found.outcomes][: len(tried)] == tried
     assert [o.outcome for o in found.outcomes].count("chosen") == 1
     assert {o.outcome for o in found.outcomes} == {"chosen", "passed"}
     assert found.chosen is not None
@@ -74,21 +74,19 @@ def test_every_plan_gets_its_numbers_and_one_is_chosen(subject: Subject) -> None
         assert 0 < o.p50_ms <= o.p99_ms
         assert o.load_ms is not None
         assert o.memory_mb is not None
-    assert steps[0] == ("preparing", 0, len(plans))
+    assert steps[0] == ("preparing", 0, len(tried))
     assert [done for phase, done, _ in steps if phase == "preparing"] == list(range(len(found.outcomes)))
     assert steps[-1] == ("validating", 1, 1)
 
 
 def test_the_best_are_refined_and_every_option_tried_is_told(subject: Subject) -> None:
-    plans = plans_of(subject, threads=2)
-    found = probe(subject, plans)
-    refined = [o.plan for o in found.outcomes[len(plans) :]]
-    assert refined
+    plans_of_two = [Plan(provider=CPU, variant=name, threads=2) for name in subject.variants]
+    found = probe(subject, plans_of_two)
+    refined = [o.plan for o in found.outcomes[len(plans_of_two) :]]
     assert len(set(map(Plan.model_dump_json, refined))) == len(refined)
-    assert all(plan.provider == CPU and (plan.session or plan.optimisation != "all") for plan in refined)
-    assert any(SPINNING in plan.session for plan in refined if plan.threads == 2) or {
-        plan.threads for plan in refined
-    } == {1}
+    assert SPINNING in refined[0].session
+    assert any(ARENA in plan.session for plan in refined)
+    assert any(plan.optimisation == "extended" for plan in refined)
     assert all(o.p50_ms is not None for o in found.outcomes)
 
 
@@ -100,11 +98,27 @@ def test_an_incumbent_that_was_refined_before_is_not_tried_twice(subject: Subjec
     assert held.ratio is not None  # it was in the finals
 
 
-def test_an_incumbent_that_a_refinement_beats_still_meets_it_in_the_finals(subject: Subject) -> None:
-    plan = Plan(provider=CPU, variant="int8", threads=1, optimisation="none")
+def test_an_incumbent_that_a_refinement_beats_still_meets_it_in_the_finals(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plans, "GAIN_TO_REFINE", 1e9)  # every option that is right wins
+    plan = Plan(provider=CPU, variant="int8", threads=1)
     found = probe(subject, [], incumbent=plan)
-    held = next(o for o in found.outcomes if o.plan == plan)
-    assert held.ratio is not None
+    in_the_finals = [o.plan for o in found.outcomes if o.ratio is not None]
+    assert plan in in_the_finals
+    assert Plan(provider=CPU, variant="int8", threads=1, session={ARENA: "0"}, optimisation="basic") in (
+        in_the_finals
+    )
+
+
+def test_a_plan_that_no_option_makes_faster_is_chosen_as_it_is(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plans, "GAIN_TO_REFINE", 0.0)
+    plan = Plan(provider=CPU, variant="int8", threads=1)
+    found = probe(subject, [plan])
+    assert found.chosen == plan
+    assert [o.outcome for o in found.outcomes] == ["chosen", "passed", "passed"]
 
 
 def test_what_does_not_load_is_an_outcome(subject: Subject) -> None:
