@@ -120,6 +120,7 @@ class _Evaluating:
                 request.flags,
                 request.variant,
                 labelled=request.data is not None,
+                sampled=request.samples is not None,
             ),
             scratch,
         )

@@ -34,6 +34,8 @@ class Asked:
     variant: str | None = None
     labelled: bool = False
     """Whether there are labels: then a task must be known, and the sidecar's samples are not needed."""
+    sampled: bool = False
+    """Whether samples are given: then the sidecar's are not needed either."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,10 @@ def _of_file(asked: Asked, scratch: Path) -> Opened:
     model = find_model(asked.model)
     inspection = inspect_model(model, _sidecar(model, asked), asked.flags, scratch=scratch)
     # A task is needed where there are labels to hold the answers against; their names never are.
-    known = inspection.guess.complete(without=("labels", "samples" if asked.labelled else "task"))
+    needless = {"labels"} if asked.labelled else {"labels", "task"}
+    if asked.labelled or asked.sampled:
+        needless.add("samples")
+    known = inspection.guess.complete(without=needless)
     facts, whole = inspection.facts, inspection.whole
     files = {one.name: one.file for one in inspection.further}
     mine = Subject(facts.path.name, facts.path, whole, facts.precision, facts.bytes)

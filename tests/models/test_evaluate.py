@@ -118,6 +118,16 @@ def test_samples_without_labels_give_agreement_and_noise(home: Path) -> None:
     assert plain(evaluate(request))["figures"] == plain(found)["figures"]
 
 
+def test_samples_that_are_given_stand_for_those_of_the_sidecar(home: Path) -> None:
+    builders.sidecar_file(home / "int8.toml", samples="only-where-it-was-made")
+    request = EvaluateRequest(home / "int8.onnx", home / "fp32.onnx", count=5)
+    with pytest.raises(Rejected, match=r"samples .*only-where-it-was-made are not there"):
+        evaluate(request)
+    samples = builders.picture_directory(home / "pictures")
+    found = evaluate(replace(request, samples=samples))
+    assert found.samples == "5 from 3 pictures in pictures"
+
+
 def test_noise_says_that_it_is_noise(home: Path) -> None:
     found = evaluate(EvaluateRequest(home / "int8.onnx", home / "fp32.onnx", count=5))
     assert found.evidence == "weak"
