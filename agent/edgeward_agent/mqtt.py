@@ -17,7 +17,8 @@ from collections.abc import Callable
 from time import monotonic
 
 from edgeward_agent.identity import Identity
-from edgeward_agent.mqtt_connection import Alarm, Connection, Direct
+from edgeward_agent.mqtt_connection import Alarm, Connection
+from edgeward_agent.reporting import Direct
 from edgeward_agent.segments import Key, Outgoing
 from edgeward_agent.spool import Spool
 from edgeward_wire.ack import Ack, Refresh

@@ -14,7 +14,7 @@ import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
-from typing import Any, Literal
+from typing import Any
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
@@ -23,13 +23,11 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edgeward_agent.identity import Identity
+from edgeward_agent.reporting import Direct
 from edgeward_agent.segments import Outgoing
 from edgeward_wire.command import CommandResponse
 from edgeward_wire.status import Status
 from edgeward_wire.topics import MAX_PAYLOAD_BYTES, RESPONSE, RETAINED, Up, correlation, qos, response, up
-
-Direct = Literal["birth", "reported", "metrics", "result"]
-"""What is published at once or not at all."""
 
 _KEEPALIVE_S = 30
 _SESSION_EXPIRY_S = 120

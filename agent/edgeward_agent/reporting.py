@@ -35,6 +35,7 @@ PROGRESS_S = 1.0
 HEAT_S, HEAT_C = 60.0, 5.0
 """The heat alone is told at most so often, and when it has changed by so much."""
 Direct = Literal["birth", "reported", "metrics", "result"]
+"""What is published at once or not at all."""
 
 
 class Outlet(Protocol):
