@@ -111,6 +111,8 @@ def jpeg_size(raw: bytes) -> tuple[int, int] | None:
         kind, length = raw[at + 1], int.from_bytes(raw[at + 2 : at + 4], "big")
         if kind == 0xFF:  # a filler
             at += 1
+        elif kind in (0x00, 0x01) or 0xD0 <= kind <= 0xD9:
+            return None  # these have no length: read as if they had, another header could be shown to us
         elif 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):  # a frame's header, of whatever coding
             return int.from_bytes(raw[at + 7 : at + 9], "big"), int.from_bytes(raw[at + 5 : at + 7], "big")
         else:

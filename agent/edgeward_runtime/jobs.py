@@ -113,6 +113,8 @@ class Job:
         self._model = model
         self._work = work
         self._steps: Iterator[None] | None = None
+        self._engine: Engine | None = None
+        """The one that its first step ran on."""
         self._ended = threading.Event()
         self._fault: EdgewardError | None = None
         self._abandoned = False
@@ -122,12 +124,13 @@ class Job:
         if self._abandoned:
             self.fail(Unavailable("Nobody waits for it any more."))
             return False
-        if model != self._model:
+        if model != self._model or self._engine not in (None, engine):
+            # Or another plan of the same model: the session of the engine that it began with is closed.
             self.fail(Changed("Another model took over while the request waited.", "Ask again."))
             return False
         try:
             if self._steps is None:
-                self._steps = self._work(engine)
+                self._steps, self._engine = self._work(engine), engine
             next(self._steps)
         except StopIteration:
             self._end()
@@ -143,7 +146,7 @@ class Job:
         self._end()
 
     def _end(self) -> None:
-        self._steps = None
+        self._steps = self._engine = None
         self._ended.set()
 
     def wait(self, limit_s: float) -> None:

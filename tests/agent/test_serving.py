@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 
 from agent.serving import Serving, infer_binary, infer_json, tensor
+from edgeward_agent import local_socket
 from edgeward_agent.messages import Heartbeat
 from edgeward_agent.serving import app
 from edgeward_agent.serving.link import Link
-from edgeward_agent.serving.server import MAX_CONNECTIONS, Server, told
+from edgeward_agent.serving.metrics import Metrics
+from edgeward_agent.serving.server import MAX_CONNECTIONS, Query, Server, told
 from edgeward_agent.serving.wire import MAX_CHANNELS
 from edgeward_runtime import golden
 from runtime.builders import listener, listener_sidecar, picture_file, spoken, video_file, wav_file
@@ -161,6 +163,46 @@ def test_metrics_count(serving: Serving) -> None:
     assert 'edgeward_live_frames_total{pipeline="main"}' in text
 
 
+def test_metrics_know_what_serves_though_nobody_else_asks(bundle: Bundle, tmp_path: Path) -> None:
+    stack = Serving(tmp_path, bundle)
+    try:
+        ready = 'edgeward_serving_ready{pipeline="main"} '
+        assert f"{ready}1" in stack.ask("GET", "/metrics")[2].decode()
+        stack.runner.process.kill()
+        stack.runner.process.wait()
+        deadline = time.monotonic() + 20
+        while f"{ready}0" not in stack.ask("GET", "/metrics")[2].decode():
+            assert time.monotonic() < deadline
+    finally:
+        stack.close()
+
+
+def test_a_runner_that_hangs_holds_up_nobody_elses_model(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its socket takes connections and says nothing, for longer than this test waits."""
+    monkeypatch.setattr(local_socket, "_CLIENT_S", 120.0)
+    monkeypatch.setattr("edgeward_agent.serving.link._PATIENCE_S", 0.1)
+    stack = Serving(tmp_path, bundle)
+    with socket.socket(socket.AF_UNIX) as hung:
+        try:
+            hung.bind(str(stack.run / "hangs.sock"))
+            hung.listen()
+            answers = app.App([Link(stack.run, name, 1) for name in ("hangs", "main")], Metrics())
+            got: list[int] = []
+            asked = Query("GET", "/v2/models/colours", "", lambda _: None)
+
+            def ask() -> None:
+                got.extend(answers(asked).status for _ in range(3))
+
+            thread = threading.Thread(target=ask, daemon=True)
+            thread.start()
+            thread.join(30)
+            assert got == [200, 200, 200]
+        finally:
+            stack.close()
+
+
 def test_tritonclient_understands_us(serving: Serving) -> None:
     import tritonclient.http as triton
 
@@ -212,6 +254,7 @@ def broken(**more: object) -> bytes:
         (broken(data=[float("nan")] * 3072), "not JSON"),
         (broken(data=[[1], 2]), "unevenly"),
         (broken(data="@0"), "neither"),
+        (b'"data":[' * (1 << 17), "not JSON"),  # 1 MB in which each list would be closed by the same bracket
         (broken(parameters={"binary_data_size": 12288}), "both data and binary"),
         (broken(parameters=[]), "object"),
         (broken().replace(b'{"inputs"', b'{"outputs": [{"name": "x"}], "inputs"'), "no output 'x'"),
@@ -232,9 +275,9 @@ def test_a_header_length_that_lies(serving: Serving, length: str) -> None:
 
 
 def test_binary_tensors_that_lie(serving: Serving) -> None:
-    for more in ({"parameters": {"binary_data_size": 4}}, {"parameters": {"binary_data_size": 1 << 60}}):
-        body, headers = infer_binary(tensor(), **more)
-        assert serving.json("POST", INFER, body, headers)[0] == 400
+    for size in (4, 1 << 60, 12288.0, True, None, "12288"):
+        body, headers = infer_binary(tensor(), parameters={"binary_data_size": size})
+        assert serving.json("POST", INFER, body, headers)[0] == 400, size
     body, headers = infer_binary(tensor())
     assert "12284 bytes follow" in serving.json("POST", INFER, body[:-4], headers)[1]["error"]
     assert "belong to no input" in serving.json("POST", INFER, body + b"1234", headers)[1]["error"]

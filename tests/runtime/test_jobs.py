@@ -142,6 +142,17 @@ def test_a_job_for_another_model_is_told() -> None:
         job.wait(0)
 
 
+def test_a_job_does_not_go_on_with_another_plan_of_its_model() -> None:
+    engines: list[Any] = [object(), object()]
+    done: list[int] = []
+    job = steps(3, done)
+    assert job.step(engines[0], "m")
+    assert not job.step(engines[1], "m"), "its first engine has been closed"
+    with pytest.raises(Changed, match="took over"):
+        job.wait(0)
+    assert done == [0]
+
+
 def test_the_fault_of_a_job_is_its_own() -> None:
     def work(_engine: object) -> Iterator[None]:
         raise Rejected("no")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -324,6 +325,9 @@ def test_no_reason_tells_a_secret(kind: type[Camera], pictures: list[bytes]) -> 
         ("rtsp://cam/user=eve_password=x_channel=1", "rtsp://cam/user=***"),
         ("rtsp://eve:un/encoded@cam/1", "rtsp://cam/1"),
         ("rtspsrc location=rtsp://e:x@cam/1 user-pw=x ! a", "rtspsrc location=rtsp://cam/1 user-pw=*** ! a"),
+        ("rtsp://eve:Pass123!@cam/1", "rtsp://cam/1"),
+        ("http://cam/v?pwd=a!b&res=1", "http://cam/v?pwd=***&res=1"),
+        ("rtspsrc location=rtsp://e:x!y@cam/1!a", "rtspsrc location=rtsp://cam/1!a"),
         ("/var/film.mp4", "/var/film.mp4"),
     ],
 )  # fmt: skip
@@ -421,6 +425,15 @@ def test_hostile_rtsp_servers_too(
 def test_headers_of_pictures_are_read_safely(raw: bytes) -> None:
     size = images.jpeg_size(b"\xff\xd8" + raw)
     assert size is None or all(0 <= side < 65536 for side in size)
+
+
+def test_a_header_that_another_reader_would_not_read_is_none() -> None:
+    """FF 01 has no length. Who takes what follows for one finds a small picture inside a comment."""
+    large, small = (b"\x08" + struct.pack(">HH", side, side) + b"\x01\x01\x11\x00" for side in (0x7FFF, 8))
+    hidden = b"\xff\xc0\x00\x0b" + small
+    for marker in (0x00, 0x01, *range(0xD0, 0xDA)):
+        raw = b"\xff\xd8\xff%c\x00\x11\xff\xc0\x00\x0b" % marker + large + b"\xff\xfe" + hidden
+        assert images.jpeg_size(raw) is None
 
 
 # --- side by side

@@ -153,16 +153,18 @@ class App:
     def _find(self, parts: list[str]) -> tuple[Link, Model]:
         """The model that a path names. Raises Fault."""
         name, version = parts[2], parts[4] if len(parts) > 4 else ""
-        serving = [(link, model) for link in self._links.values() if (model := link.model()) is not None]
-        named = [(link, model) for link, model in serving if model.name == name]
-        for link, model in named:
-            if version in ("", model.version):
+        serving: list[Model] = []
+        # Those that were known to have it are asked first, so that no other runner is waited for.
+        for link in sorted(self._links.values(), key=lambda link: not link.knows(name)):
+            model = link.model()
+            if model is not None and model.name == name and version in ("", model.version):
                 return link, model
+            serving += [] if model is None else [model]
         if not serving:
             raise Fault(503, "No model serves at the moment.", 1)
-        if named:
-            raise Fault(404, f"Version {version[:64]} of {name} does not serve: {named[0][1].version} does.")
-        known = ", ".join(sorted(model.name for _, model in serving))
+        if others := [model.version for model in serving if model.name == name]:
+            raise Fault(404, f"Version {version[:64]} of {name} does not serve: {others[0]} does.")
+        known = ", ".join(sorted(model.name for model in serving))
         raise Fault(404, f"No model {name[:64]!r} serves here; there is {known}.")
 
     # --- inference
@@ -231,7 +233,7 @@ class App:
             label = f'pipeline="{name}"'
             gauges["edgeward_serving_waiting"][label] = link.waiting
             gauges["edgeward_serving_busy"][label] = link.busy
-            gauges["edgeward_serving_ready"][label] = link.known is not None
+            gauges["edgeward_serving_ready"][label] = link.model() is not None
             if link.frames is not None:
                 gauges["edgeward_live_frames_total"][label] = link.frames
         text = self._metrics.text(gauges)

@@ -38,7 +38,8 @@ from edgeward_runtime.jobs import Busy, Changed, Job
 from edgeward_runtime.pipeline import Pipeline, Saw
 from edgeward_runtime.sessions import RunFailed
 from edgeward_runtime.slots import Frame
-from edgeward_runtime.sounds import decode_wav
+from edgeward_runtime.sounds import F32, decode_wav, resample, wav_format
+from edgeward_wire.contract import AudioSpec
 from edgeward_wire.errors import EdgewardError, Rejected, Unavailable
 from edgeward_wire.telemetry import Stage
 
@@ -275,13 +276,10 @@ class _Channel:
         if raw[:4] == b"RIFF":
             if not takes_sound:
                 raise Rejected("The model takes a picture, and this is a sound.", "Send a JPEG or PNG.")
-            sound = decode_wav(raw, "The body")
             assert fed is not None
             assert fed.audio is not None
-            windows = len(sound.samples) / sound.rate * fed.audio.rate / fed.audio.hop
-            if windows > MAX_WINDOWS:
-                raise Rejected(f"The sound has more than {MAX_WINDOWS} windows of the model.", "Cut it.")
-            data, rate = sound.samples, sound.rate
+            rate = fed.audio.rate
+            data = _sound(raw, fed.audio)
             return Frame(self._source, data, now, 0.0, _since(began), rate=rate, lost_s=1.0)
         size = images.jpeg_size(raw) or _png_size(raw)
         if size is None:
@@ -293,6 +291,15 @@ class _Channel:
                 f"The picture has {size[0]} x {size[1]} pixels; {MAX_PIXELS} are read.", "Shrink it."
             )
         return Frame(self._source, images.decode(raw, "The body"), now, 0.0, _since(began), lost_s=1.0)
+
+
+def _sound(raw: bytes, spec: AudioSpec) -> F32:
+    """A WAV file at the model's rate: how long it is, is seen before it is unpacked. Raises Rejected."""
+    form = wav_format(raw, "The body")
+    if form.frames / form.rate * spec.rate / spec.hop > MAX_WINDOWS:
+        raise Rejected(f"The sound has more than {MAX_WINDOWS} windows of the model.", "Cut it.")
+    sound = decode_wav(raw, "The body")
+    return sound.samples if sound.rate == spec.rate else resample(sound.samples, sound.rate, spec.rate)
 
 
 def _heard(recipe: Recipe, answers: list[dict[str, Any]]) -> dict[str, Any]:

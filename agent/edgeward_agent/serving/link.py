@@ -27,6 +27,8 @@ from edgeward_wire.contract import Contract
 from edgeward_wire.errors import EdgewardError
 
 _FRESH_S = 1.0
+_PATIENCE_S = 2.0
+"""For a runner to say what it serves: one that hangs must not hold up who asks for another's model."""
 _WAIT_S = 30.0
 _ANSWER_S = 40.0
 _KEPT = 32 << 20
@@ -147,7 +149,8 @@ class Link:
         """Requests that are at the runner."""
         self._model: Model | None = None
         self._known_at = -_FRESH_S
-        self._asking = False
+        self._asked: threading.Event | None = None
+        """Set once the runner has said what it serves; None: it is not being asked."""
         self.frames: int | None = None
         """Live frames since the runner started, when last asked."""
 
@@ -155,21 +158,27 @@ class Link:
         """What it serves; None: nothing. A second old at most, unless the runner is slow to say."""
         with self._lock:
             fresh = time.monotonic() - self._known_at < _FRESH_S
-            if self._model is not None and (fresh or self._asking):
+            if self._model is not None and (fresh or self._asked is not None):
                 return self._model
-            self._asking = True
+            asked = self._asked
+            if asked is None:
+                asked = self._asked = threading.Event()
+                threading.Thread(target=self._learn, args=(asked,), name="model", daemon=True).start()
+        asked.wait(_PATIENCE_S)
+        return self._model
+
+    def _learn(self, asked: threading.Event) -> None:
         model = None
         try:
             model = self._ask_model()
         finally:
             with self._lock:
-                self._model, self._known_at, self._asking = model, time.monotonic(), False
-        return model
+                self._model, self._known_at, self._asked = model, time.monotonic(), None
+            asked.set()
 
-    @property
-    def known(self) -> Model | None:
-        """What it served when last asked."""
-        return self._model
+    def knows(self, name: str) -> bool:
+        """Whether it served this model when last asked."""
+        return self._model is not None and self._model.name == name
 
     def _ask_model(self) -> Model | None:
         try:

@@ -23,9 +23,10 @@ CONNECT_S = 5.0
 _PORTS = {"http": 80, "https": 443, "rtsp": 554, "rtsps": 322}
 _MAX_HEAD = 16 << 10
 _CHUNK = 64 << 10
-# Up to the last @: a password with a slash that nobody encoded is one still.
-_USER = re.compile(r"(?<=://)[^\s!]*@")
-_SECRET = re.compile(r"(?i)\b([\w-]*(?:user|pass|pw|token|key|auth|secret)[\w-]*=)(\"[^\"]*\"|[^\s&!]+)")
+# Up to the last @: a password with a slash that nobody encoded is one still. Of a pipeline that is written
+# without spaces more is hidden than need be: a password may hold the ! that joins elements.
+_USER = re.compile(r"(?<=://)\S*@")
+_SECRET = re.compile(r"(?i)\b([\w-]*(?:user|pass|pw|token|key|auth|secret)[\w-]*=)(\"[^\"]*\"|[^\s&]+)")
 # Of a WWW-Authenticate: a parameter of the scheme before it, or a scheme.
 _WORD = re.compile(r'([\w-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,]*))|([\w-]+)')
 HASHES = {"SHA-256": "sha256", "MD5": "md5"}
