@@ -18,7 +18,7 @@ from edgeward_runtime.backoff import Backoff
 from edgeward_runtime.slots import Buffers, Frame, Slots
 from edgeward_runtime.sources import open_source
 from edgeward_runtime.sources.address import shown
-from edgeward_runtime.sources.base import Source
+from edgeward_runtime.sources.base import CHUNK_S, Source
 from edgeward_runtime.sources.framing import Framing
 from edgeward_runtime.sources.options import SourceOptions
 from edgeward_wire.errors import EdgewardError, Rejected, Unavailable
@@ -149,21 +149,19 @@ class _Reading(threading.Thread):
         """When the read began in which it is; 0 between reads."""
         self._fresh = True
         """Whether the source was opened since the last frame."""
+        self._refused_s = 0.0
+        """Of sound, that came and was none, since the last chunk."""
         self._capture, self._options = capture, capture.options
         self._framing = Framing(self._options.rotate, self._options.crop)
         self._buffers = Buffers()
         self._unturned = None if not self._framing.copies else Buffers()
 
     def run(self) -> None:
-        backoff = self._capture.backoff
         try:
             while not self.stopping.is_set():
-                started = time.monotonic()
                 if self._attempt():
                     return
-                if time.monotonic() - started > _STEADY_S:
-                    backoff.reset()
-                self.stopping.wait(backoff.wait_s())
+                self.stopping.wait(self._capture.backoff.wait_s())
         except BaseException as error:  # noqa: BLE001  the thread's last act: its owner stops the process
             self._capture.on_crash(error)
 
@@ -189,7 +187,8 @@ class _Reading(threading.Thread):
     def _deliver(self, source: Source) -> None:
         """Hand on frames until the source ends. Raises Unavailable when it fails or gives nothing."""
         pace = Pace(self._fps(source)) if self._options.paced or source.recorded else None
-        delivered, good, rewound = 0, time.monotonic(), False
+        opened = good = time.monotonic()
+        delivered, rewound = 0, False
         while not self.stopping.is_set():
             if pace is not None and not rewound:  # the end of a file took the turn of the first frame
                 self.stopping.wait(pace.wait_s(time.monotonic()))
@@ -200,11 +199,14 @@ class _Reading(threading.Thread):
             if more:
                 try:
                     frame = self._frame(source, started)
-                except Rejected:  # a picture that is none, among others that may be
+                except Rejected:  # a picture or chunk that is none, among others that may be
+                    self._refused_s += 0.0 if source.rate is None else CHUNK_S
                     if self._options.live and time.monotonic() - good > STALE_S:
                         raise
                     continue
                 delivered, good = delivered + 1, frame.captured_at
+                if good - opened > _STEADY_S:
+                    self._capture.backoff.reset()
                 self._report(True, "")
                 if not self._hand_over(frame):
                     return
@@ -246,7 +248,8 @@ class _Reading(threading.Thread):
 
     def _chunk(self, source: Source, started: float, captured: float) -> Frame:
         assert source.rate is not None
-        data, lost = source.retrieve(None), source.lost_s
+        data, lost = source.retrieve(None), source.lost_s + self._refused_s
+        self._refused_s = 0.0
         if self._options.live:
             lost += self._capture.missed(self._fresh, captured - len(data) / source.rate, captured)
         self._fresh = False

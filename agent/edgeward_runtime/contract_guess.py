@@ -8,7 +8,7 @@ could be wrong is in `notes`; what nobody can infer is in `missing`, each with w
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -56,7 +56,7 @@ class Guess:
     notes: tuple[str, ...] = ()
     missing: tuple[Missing, ...] = ()
 
-    def complete(self, without: Sequence[str] = ()) -> Guess:
+    def complete(self, without: Collection[str] = ()) -> Guess:
         """Itself, if nothing is missing but the keys in `without`. Raises Rejected with the first that is."""
         missing = [one for one in self.missing if one.key not in without]
         if missing:

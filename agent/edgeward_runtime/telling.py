@@ -32,10 +32,8 @@ class Telling:
         return reason
 
     def _reason(self, signs: frozenset[Hashable], since_s: float, interval_s: float) -> Why | None:
+        if self._policy == "change" and self._signs not in (None, signs) and since_s >= LEAST_APART_S:
+            return "change"
         if since_s >= interval_s:
             return "every" if self._policy == "every" else "interval"
-        if since_s < LEAST_APART_S or self._policy == "interval":
-            return None
-        if self._policy == "every":
-            return "every"
-        return "change" if signs != self._signs else None
+        return "every" if self._policy == "every" and since_s >= LEAST_APART_S else None

@@ -24,9 +24,10 @@ from hypothesis import strategies as st
 
 from conftest import missing
 from edgeward_runtime import capture, sounds
+from edgeward_runtime.backoff import Backoff
 from edgeward_runtime.capture import GAPS_QUIET_S, Gaps
 from edgeward_runtime.slots import MAX_WAITING_S, Frame, Slots
-from edgeward_runtime.sources import kind_of, microphone, open_source
+from edgeward_runtime.sources import kind_of, microphone, open_source, pipe
 from edgeward_runtime.sources.base import Source
 from edgeward_runtime.sources.options import SourceOptions
 from edgeward_wire.errors import EdgewardError, Rejected, Unavailable
@@ -209,6 +210,68 @@ def test_what_is_no_pipe_is_told(tmp_path: Path, fifo: Path) -> None:
     with pytest.raises(Unavailable, match="ended before any sound"):
         open_source(SourceOptions("p", f"pipe:{fifo}"))
     writer.join()
+
+
+def test_a_recorder_that_leaves_silence_out_is_not_hung_up_on(
+    fifo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has written its header, and will not write another."""
+    monkeypatch.setattr(pipe, "READ_S", 0.1)
+    monkeypatch.setattr(pipe, "OPEN_S", 0.1)
+    raw, head = wav(tone(0.6), size=0), 44
+    with Running(SourceOptions("ears", f"pipe:{fifo}")) as running, fifo.open("wb", buffering=0) as out:
+        out.write(raw[: head + 2 * round(0.25 * RATE)])
+        heard = running.take(2)
+        running.await_down("Nobody writes")
+        before = len(running.changes)
+        out.write(raw[head + 2 * round(0.25 * RATE) :])
+        running.await_up(before)
+        heard += running.take(3)
+    whole = np.concatenate([frame.data for frame in heard])
+    np.testing.assert_array_equal(whole, (tone(0.6).astype(np.float32) / 32768)[: len(whole)])
+    assert [frame.lost_s > 0 for frame in heard] == [False, False, True, False, False], "the pause is told"
+
+
+def test_a_source_that_takes_long_to_fail_is_tried_ever_more_rarely(
+    fifo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it has delivered for a while."""
+    monkeypatch.setattr(pipe, "OPEN_S", 0.02)
+    monkeypatch.setattr(capture, "_STEADY_S", 0.0)
+    with Running(SourceOptions("ears", f"pipe:{fifo}")) as running:
+        running.await_down("Nobody writes")
+        backoff = running.capture.backoff = Backoff(0.001, 0.1)
+        running.find_stale(0, lambda: backoff._next == 0.1)
+        writer = write(fifo, wav(tone(0.5)))
+        running.find_stale(0, lambda: backoff._next < 0.1)
+        writer.join()
+
+
+def test_a_pipe_that_was_made_anew_is_opened_anew(fifo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipe, "OPEN_S", 0.1)
+    with pytest.raises(Unavailable, match="Nobody writes"):
+        open_source(SourceOptions("p", f"pipe:{fifo}"))
+    fifo.rename(fifo.with_name("old"))
+    os.mkfifo(fifo)
+    monkeypatch.setattr(pipe, "OPEN_S", 10.0)
+    writer = write(fifo, wav(tone(0.1)))
+    source = open_source(SourceOptions("p", f"pipe:{fifo}"))
+    assert source.grab()
+    source.close()
+    writer.join()
+
+
+def test_sound_that_is_none_is_told_as_a_gap(tmp_path: Path) -> None:
+    """Of a recording in floats, a tenth of a second that holds a number that is not finite."""
+    values = np.linspace(-0.5, 0.5, round(0.4 * RATE), dtype=np.float32)
+    values[round(0.15 * RATE)] = np.nan
+    path = tmp_path / "floats.wav"
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 3, 1, RATE, 4 * RATE, 4, 32)
+    data = struct.pack("<4sI", b"data", values.nbytes) + values.tobytes()
+    path.write_bytes(struct.pack("<4sI4s", b"RIFF", 4 + len(form) + len(data), b"WAVE") + form + data)
+    with Running(SourceOptions("film", str(path), slot="every")) as running:
+        heard = running.take(3)
+    assert [round(frame.lost_s, 3) for frame in heard] == [0, 0.1, 0]
 
 
 def test_a_header_without_end_stays_bounded(fifo: Path) -> None:

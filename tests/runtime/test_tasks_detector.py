@@ -132,6 +132,18 @@ def test_sizes_that_are_not_known_before_the_first_frame() -> None:
         task([np.zeros((1, 9, 84), np.float32)], view)
 
 
+def test_an_end_to_end_output_without_a_fixed_length_may_be_empty() -> None:
+    """And may have as many boxes as another kind has channels: 3 classes and 4."""
+    task = Detection(declared((1, "boxes", 6)), (Port("y", "float32", (1, None, 6)),), NAMES)
+    view = View(0, Rules(), 64, 64)
+    for count in (0, 1, 7, 8):
+        output = np.zeros((1, count, 6), np.float32)
+        output[0, :, :] = (10, 10, 20, 20, 0.8, 2)
+        assert [box.label for box in task([output], view).boxes] == ["blue"] * count
+    with pytest.raises(RunFailed, match="shape"):
+        task([np.zeros((1, 0, 7), np.float32)], view)
+
+
 def test_what_is_no_detector_is_rejected() -> None:
     rows = declared((1, 7))
     with pytest.raises(Rejected, match="one output of three dimensions; this model has 0"):

@@ -93,6 +93,10 @@ def test_maps_of_classes_are_taken_as_they_are() -> None:
         read(contract((1, 2, 4), "int64"), classes[None] - 5)
     with pytest.raises(RunFailed, match="no map of classes"):
         read(contract((1, 2, 4), "int64"), np.zeros((2, 2, 4), np.int64))
+    as_floats = read(contract((1, 2, 4)), classes[None].astype(np.float32))
+    assert [a.label for a in as_floats.areas] == ["red", "blue"]
+    with pytest.raises(RunFailed, match="not whole"):
+        read(contract((1, 2, 4)), classes[None].astype(np.float32) * 0.45)
 
 
 def test_the_last_axis_may_be_the_classes() -> None:

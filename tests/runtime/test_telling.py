@@ -37,6 +37,14 @@ def test_change_tells_what_is_new_and_an_interval_of_what_is_not(
             last, last_at = set(labels), now
 
 
+def test_a_change_is_called_one_however_late_it_comes() -> None:
+    telling = Telling("change")
+    told = [
+        telling.why(labels, now, 1.0) for now, labels in ((1, "a"), (3, "b"), (3.5, "b"), (5, "b"), (6, ""))
+    ]
+    assert told == ["interval", "change", None, "interval", "change"]
+
+
 def test_every_tells_all_but_a_flood() -> None:
     telling = Telling("every")
     assert [telling.why([], now, 9.0) for now in (1.0, 1.001, 1.03, 1.06)] == [

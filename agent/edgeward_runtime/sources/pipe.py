@@ -1,15 +1,20 @@
 """WAV over a pipe: `pipe:PATH` of a FIFO that another program writes into, or `pipe:-` for standard input.
 
 A recorder does not know how long it will record, so the length in the header may be missing. When the
-writer goes, the source goes with it, and comes back with the next one.
+writer goes, the source goes with it, and comes back with the next one. Invariant: one that only pauses (a
+recorder that leaves silence out) is never hung up on, since its header comes once; the pipe holds what it
+writes while nobody reads.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import stat
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import numpy as np
 
@@ -23,34 +28,51 @@ from edgeward_wire.errors import Rejected, Unavailable
 OPEN_S = 10.0
 READ_S = 10.0
 _STDIN = "-"
+_PIPE_BYTES = 1 << 20
+"""Half a minute of one channel at 16 kHz; what any user may ask for."""
 
 
-class PipeSource(SoundBase):
-    """Chunks as they come. At the end of standard input there is nothing more; a FIFO is Unavailable then."""
+class _Paused(Unavailable):
+    """Nothing came for a while, and whoever writes is still there."""
 
-    def __init__(self, options: SourceOptions) -> None:
-        self._path = options.uri.removeprefix("pipe:")
-        self._what = "Standard input" if self._path == _STDIN else self._path
-        self._fd = _opened(self._path)
+
+class _Stream:
+    """What one writer writes, from its header on."""
+
+    def __init__(self, path: str) -> None:
+        self.what = "Standard input" if path == _STDIN else path
+        self._fd = _opened(path)
         self._read = bytearray()
-        self._ended = False
-        try:
-            self._form = self._header()
-        except (Rejected, Unavailable):
-            self.close()
-            raise
-        self._rate, self._left = self._form.rate, self._form.frames
-        self._raw = b""
+        self.ended = False
+        self.left = 0
+        """Frames that are still to come, by the header."""
+        self._form: Format | None = None
 
-    def _header(self) -> Format:
-        deadline = time.monotonic() + OPEN_S
-        while (form := sounds.stream_format(bytes(self._read), self._what)) is None:
-            if len(self._read) > sounds.MAX_WAV_HEAD or not self._more(deadline):
+    def form(self, deadline: float) -> Format:
+        """What the header says. Raises Rejected, Unavailable."""
+        while self._form is None:
+            form = sounds.stream_format(bytes(self._read), self.what)
+            if form is not None:
+                del self._read[: form.start]
+                self._form, self.left = form, form.frames
+            elif len(self._read) > sounds.MAX_WAV_HEAD or not self._more(deadline):
                 raise Unavailable(
-                    f"{self._what} ended before any sound came.", "Check the program that writes."
+                    f"{self.what} ended before any sound came.", "Check the program that writes."
                 )
-        del self._read[: form.start]
-        return form
+        return self._form
+
+    def take(self, frames: int, deadline: float) -> bytes:
+        """So many frames, fewer at the end, none after it. Raises Unavailable."""
+        size = self.form(deadline).frame_bytes
+        wanted = min(frames, self.left) * size
+        while len(self._read) < wanted and not self.ended:
+            self.ended = not self._more(deadline)
+        took = min(wanted, len(self._read))
+        took -= took % size
+        raw = bytes(self._read[:took])
+        del self._read[:took]
+        self.left -= took // size
+        return raw
 
     def _more(self, deadline: float) -> bool:
         """Read on; False at the end."""
@@ -59,30 +81,65 @@ class PipeSource(SoundBase):
         while True:
             left = deadline - time.monotonic()
             if left <= 0 or not waiter.poll(left * 1e3):
-                raise Unavailable(f"Nobody writes into {self._what}.", "Start the program that records.")
+                raise _Paused(f"Nobody writes into {self.what}.", "Start the program that records.")
             try:
                 raw = os.read(self._fd, 1 << 16)
             except BlockingIOError:
                 continue
             except OSError as error:
-                raise Unavailable(f"{self._what} cannot be read: {error.strerror}.") from None
+                raise Unavailable(f"{self.what} cannot be read: {error.strerror}.") from None
             self._read += raw
             return bool(raw)
 
+    def is_at(self, path: str) -> bool:
+        """Whether this is still what the path names."""
+        try:
+            return path == _STDIN or os.path.samestat(os.stat(path), os.fstat(self._fd))
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        if self._fd > 0:
+            os.close(self._fd)
+        self._fd = -1
+
+
+_paused: dict[str, _Stream] = {}
+"""By path: their headers have been read, and no other will come."""
+
+
+class PipeSource(SoundBase):
+    """Chunks as they come. At the end of standard input there is nothing more; a FIFO is Unavailable then."""
+
+    def __init__(self, options: SourceOptions) -> None:
+        self._path = options.uri.removeprefix("pipe:")
+        self._stream: _Stream | None = _resumed(self._path) or _Stream(self._path)
+        self._what, self._raw = self._stream.what, b""
+        with self._kept_in_a_pause() as stream:
+            self._form = stream.form(time.monotonic() + OPEN_S)
+        self._rate = self._form.rate
+
+    @contextmanager
+    def _kept_in_a_pause(self) -> Iterator[_Stream]:
+        """What is opened next goes on with a stream that only pauses; one that fails is closed."""
+        stream = self._stream
+        assert stream is not None
+        try:
+            yield stream
+        except _Paused:
+            _paused[self._path], self._stream = stream, None
+            raise
+        except BaseException:
+            self.close()
+            raise
+
     def grab(self) -> bool:
         """Reads until a chunk is there; `retrieve` converts it."""
-        deadline = time.monotonic() + READ_S
-        wanted = min(self.chunk, self._left) * self._form.frame_bytes
-        while len(self._read) < wanted and not self._ended:
-            self._ended = not self._more(deadline)
-        took = min(wanted, len(self._read))
-        took -= took % self._form.frame_bytes
-        if not took and self._path != _STDIN:
-            raise Unavailable(f"Whoever wrote into {self._what} has ended.", "Start it again.")
-        self._raw = bytes(self._read[:took])
-        del self._read[:took]
-        self._left -= took // self._form.frame_bytes
-        return took > 0
+        with self._kept_in_a_pause() as stream:
+            self._raw = stream.take(self.chunk, time.monotonic() + READ_S)
+            if not self._raw and self._path != _STDIN:
+                raise Unavailable(f"Whoever wrote into {stream.what} has ended.", "Start it again.")
+        return bool(self._raw)
 
     def retrieve(self, buffer: U8 | None) -> F32:
         del buffer
@@ -92,9 +149,18 @@ class PipeSource(SoundBase):
         """A pipe has no beginning to go back to."""
 
     def close(self) -> None:
-        if self._path != _STDIN and self._fd >= 0:
-            os.close(self._fd)
-        self._fd = -1
+        if self._stream is not None:
+            self._stream.close()
+        self._stream = None
+
+
+def _resumed(path: str) -> _Stream | None:
+    """The stream that paused, unless another pipe has its name by now."""
+    stream = _paused.pop(path, None)
+    if stream is not None and not stream.is_at(path):
+        stream.close()
+        return None
+    return stream
 
 
 def _opened(path: str) -> int:
@@ -113,4 +179,6 @@ def _opened(path: str) -> int:
         raise Rejected(
             f"{path} is not a pipe.", "Name a sound file without `pipe:`, or make one with mkfifo."
         )
+    with suppress(OSError):  # it is only room for a pause of ours
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
     return fd

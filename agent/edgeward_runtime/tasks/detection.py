@@ -76,7 +76,8 @@ def kind_of(shape: Sequence[int], classes: int | None, declared: Kind | None = N
         Rejected: it is none of them, is not what was declared, or could be several.
     """
     rank3 = tuple(shape)
-    if len(rank3) != 3 or rank3[0] != 1 or not 0 < rank3[1] * rank3[2] <= MAX_OUTPUT:
+    empty = rank3[1:] == (0, 6)  # end-to-end, and nothing was seen
+    if len(rank3) != 3 or rank3[0] != 1 or not (empty or 0 < rank3[1] * rank3[2] <= MAX_OUTPUT):
         raise Rejected(
             f"A detector's output has the shape {_shown(shape)}; (1, 4 + classes, anchors),"
             " (1, anchors, 5 + classes) and (1, boxes, 6) are read."

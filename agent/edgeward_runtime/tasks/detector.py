@@ -11,13 +11,24 @@ import numpy.typing as npt
 from edgeward_runtime.sessions import Port, RunFailed
 from edgeward_runtime.sources.options import ANY, Rules
 from edgeward_runtime.tasks.answer import Detected, Found
-from edgeward_runtime.tasks.detection import Boxes, Kind, Settings, decode, kind_of, suppress, to_frame
+from edgeward_runtime.tasks.detection import (
+    Boxes,
+    Kind,
+    Settings,
+    decode,
+    kind_of,
+    kinds_of,
+    suppress,
+    to_frame,
+)
 from edgeward_runtime.tasks.view import View, label_of, place_of
 from edgeward_runtime.tasks.zones import standing, zones_at
 from edgeward_wire.contract import Contract
 from edgeward_wire.errors import Rejected
 
 DEFAULT = Settings()
+_MANY = 8400
+"""Stands for a side that is free: only the boxes are, and there are more of them than of anything else."""
 
 
 class Detection:
@@ -40,8 +51,14 @@ class Detection:
         self._declared: Kind | None = port.boxes
         self._kinds: dict[tuple[int, ...], Kind] = {}
         shape = outputs[self._at].shape
-        if all(isinstance(side, int) for side in shape):
-            self._kind_of(tuple(side for side in shape if isinstance(side, int)))
+        fixed = tuple(side for side in shape if isinstance(side, int))
+        if fixed == shape:
+            self._kind_of(fixed)
+        elif self._declared is None:
+            # By the sides that are fixed: how many boxes one frame has decides nothing.
+            typical = (1, *(side if isinstance(side, int) else _MANY for side in shape[1:]))
+            only, *others = kinds_of(typical, self._classes) or [None]
+            self._declared = None if others else only
 
     def __call__(self, outputs: Sequence[npt.NDArray[Any]], view: View) -> Detected:
         """Best first. Raises RunFailed when the output is not that of the declared detector."""

@@ -67,7 +67,13 @@ class Segmentation:
             flat = raw.reshape(raw.shape[-2:]) if raw.ndim >= 2 and raw.size == _area(raw) else None
             if flat is None or not flat.size or not 0 <= float(flat.min()) <= float(flat.max()) < MAX_CLASSES:
                 raise RunFailed(f"The result of shape {raw.shape} is no map of classes.")
-            return np.asarray(flat, np.uint16)
+            classes = np.asarray(flat, np.uint16)
+            if not np.array_equal(classes, flat):
+                raise RunFailed(
+                    f"The result of shape {raw.shape} holds numbers that are not whole, and so no classes:"
+                    " scores have a channel for each class, (1, classes, height, width)."
+                )
+            return classes
         if raw.ndim != 4 or raw.shape[0] != 1 or not raw.size:
             raise RunFailed(f"The result has the shape {raw.shape}, not (1, classes, height, width).")
         scores = np.moveaxis(raw[0], 2, 0) if self._image.layout == "nhwc" else raw[0]
