@@ -219,7 +219,8 @@ def test_a_recorder_that_leaves_silence_out_is_not_hung_up_on(
     monkeypatch.setattr(pipe, "READ_S", 0.1)
     monkeypatch.setattr(pipe, "OPEN_S", 0.1)
     raw, head = wav(tone(0.6), size=0), 44
-    with Running(SourceOptions("ears", f"pipe:{fifo}")) as running, fifo.open("wb", buffering=0) as out:
+    options = SourceOptions("ears", f"pipe:{fifo}", slot="every")
+    with Running(options) as running, fifo.open("wb", buffering=0) as out:
         out.write(raw[: head + 2 * round(0.25 * RATE)])
         heard = running.take(2)
         running.await_down("Nobody writes")

@@ -128,7 +128,7 @@ def test_sizes_that_are_not_known_before_the_first_frame() -> None:
     view = View(0, Rules(), 64, 64)
     assert len(task([yolov8(RED, anchors=84)], view).boxes) == 1
     assert len(task([yolov8(RED, anchors=21)], view).boxes) == 1
-    with pytest.raises(RunFailed, match="fits no detector of 3 classes"):
+    with pytest.raises(RunFailed, match="does not fit 3 classes"):
         task([np.zeros((1, 9, 84), np.float32)], view)
 
 

@@ -29,10 +29,10 @@ from edgeward_wire.topics import MAX_PAYLOAD_BYTES
 from edgeward_wire.verdict import Plan, Verdict
 from edgeward_wire.vitals import Vitals
 
-_SHORT = 160
-"""Of a text, where the whole document would be too long."""
 MAX_PIPELINES = 16
 """In one report."""
+_SHORT = 160
+"""Of a text, where the whole document would be too long."""
 
 State = Literal[
     "idle",

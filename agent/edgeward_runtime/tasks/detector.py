@@ -57,8 +57,8 @@ class Detection:
         elif self._declared is None:
             # By the sides that are fixed: how many boxes one frame has decides nothing.
             typical = (1, *(side if isinstance(side, int) else _MANY for side in shape[1:]))
-            only, *others = kinds_of(typical, self._classes) or [None]
-            self._declared = None if others else only
+            fitting = kinds_of(typical, self._classes)
+            self._declared = fitting[0] if len(fitting) == 1 else None
 
     def __call__(self, outputs: Sequence[npt.NDArray[Any]], view: View) -> Detected:
         """Best first. Raises RunFailed when the output is not that of the declared detector."""
