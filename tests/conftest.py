@@ -16,6 +16,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # for tests that load ONNX Runtime by
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("few", settings.get_profile("default"), max_examples=20)
 settings.load_profile("default")
 
 
