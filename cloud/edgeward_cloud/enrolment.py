@@ -1,8 +1,9 @@
 """How a device becomes one of ours: token, key, admission, certificate.
 
 Invariants: a device's id belongs to the first key that enrolled with it, until an operator rejects the
-device; the same key asking again gets its certificate again and uses nothing up; what is wrong with a token
-is told only to who holds it. An admitted device has a signed assignment before it has its certificate.
+device, and nothing that the rejected one ran or was to run passes to the next key; the same key asking again
+gets its certificate again and uses nothing up; what is wrong with a token is told only to who holds it. An
+admitted device has a signed assignment before it has its certificate.
 """
 
 from __future__ import annotations
@@ -164,6 +165,8 @@ class Enrolment:
             row.enrolled_at, row.birth, row.reported, row.boot_id = now, None, None, None
             session.add(row)
             await session.flush()
+            if anew:
+                await rollouts.retire(session, row.id)
             if row.admission == "accepted":
                 await _join(session, row)
             await operations.record(session, now, f"token by {token.created_by}", "enrol", row.id)

@@ -1,9 +1,9 @@
 """Who should run what, decided purely: no clock, no database, no network.
 
 Invariants: a rollout covers at least one device; of one pipeline a device is to run the model of the newest
-rollout that lists it; a device's result, once there, is final (only what the cloud wrote by itself gives
-way to what the device says); a rollout is finished when every target has a result; offline devices are
-pending, never failed. Histories are ordered oldest first.
+rollout of its fleet that lists it; a device's result, once there, is final (only what the cloud wrote by
+itself gives way to what the device says); a rollout is finished when every target has a result; offline
+devices are pending, never failed. Histories are ordered oldest first.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ class Target:
     numbers: Mapping[str, float] = field(default_factory=dict)
     variant: str | None = None
     provider: str | None = None
+    former: bool = False
+    """Of hardware that had this id before: history, and nothing that the present one is to run or has run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,8 @@ def advance(rollout: Rollout, reports: Mapping[str, Update], now: float) -> Roll
 
 
 def _observe(target: Target, update: Update) -> Target:
+    if target.former:
+        return target
     if target.result not in (None, *_OURS) or (target.result and not update.result):
         return target
     chosen = update.verdict.chosen if update.verdict else None

@@ -176,6 +176,56 @@ async def test_a_rejected_devices_id_may_be_given_to_a_new_key(the: Api) -> None
         assert len(await operations.revoked_serials(session)) == 1  # the old key's certificate
 
 
+async def given_up(the: Api, device: str) -> None:
+    await the.call("POST", f"/v1/devices/{device}/admission", json={"admission": "rejected"})
+
+
+async def test_a_device_that_moves_runs_its_new_fleets_model(the: Api) -> None:
+    await the.enrol("d1")
+    await the.enrol("d2", fleet="other")
+    theirs, ours = the.release("1"), the.release("2")
+    await the.succeed((await the.deploy(theirs, fleet="other"))["id"])
+    await the.succeed((await the.deploy(ours))["id"])
+    await the.deploy(ours, device="d1")
+    await given_up(the, "d1")
+    await the.enrol("d1", fleet="other")
+    signed = the.services.registry.assignment("d1")
+    assert signed is not None
+    assert (signed.fleet, signed.pipelines["main"].model) == ("other", theirs)
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["preauthorised", "accepted later"])
+async def test_new_hardware_under_an_old_id_has_its_own_results(the: Api, at_once: bool) -> None:
+    await the.enrol("d1")
+    good, bad = the.release("1"), the.release("2")
+    first = await the.deploy(good)
+    await the.succeed(first["id"])
+    await the.succeed((await the.deploy(bad))["id"], "failed_rolled_back")
+    await given_up(the, "d1")
+    await ask(the, DeviceKit("d1"), await the.token(preauthorised=at_once), 200 if at_once else 202)
+    if not at_once:
+        await the.call("POST", "/v1/devices/d1/admission", json={"admission": "accepted"})
+    signed = the.services.registry.assignment("d1")
+    assert signed is not None
+    assert signed.pipelines["main"].model == good, "what failed on the old one is no place to begin"
+    [target] = (await the.call("GET", f"/v1/rollouts/{first['id']}"))["targets"]
+    assert (target["state"], target["result"]) == ("pending", None)
+    await the.succeed(first["id"], "failed_no_change")
+    [target] = (await the.call("GET", f"/v1/rollouts/{first['id']}"))["targets"]
+    assert target["result"] == "failed_no_change"
+
+
+async def test_what_former_hardware_committed_is_still_a_way_back_for_the_fleet(the: Api) -> None:
+    await the.enrol("d1")
+    old, new = the.release("1"), the.release("2")
+    await the.succeed((await the.deploy(old))["id"])
+    await the.succeed((await the.deploy(new))["id"])
+    await given_up(the, "d1")
+    await ask(the, DeviceKit("d1"), await the.token())
+    back = await the.call("POST", "/v1/rollbacks", 201, json={"fleet": "edge"})
+    assert back["model"] == old.model_dump()
+
+
 async def test_a_device_renews_its_certificate_with_its_own_key(the: Api) -> None:
     kit, other = await the.enrol("d1", "d2")
     before = (await the.call("GET", "/v1/devices/d1"))["certificate_expires_at"]

@@ -75,7 +75,7 @@ async def test_migrating_twice_changes_nothing_and_the_file_is_in_wal(tmp_path: 
             await store.check()
     with sqlite3.connect(tmp_path / "edgeward.db") as plain:
         assert plain.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        assert plain.execute("SELECT version_num FROM alembic_version").fetchall() == [("0002",)]
+        assert plain.execute("SELECT version_num FROM alembic_version").fetchall() == [("0003",)]
     plain.close()
 
 

@@ -20,6 +20,7 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    false,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -130,6 +131,7 @@ class RolloutTargetRow(Base):
     numbers: Mapped[dict[str, Any]] = mapped_column(default=dict)
     variant: Mapped[str | None] = mapped_column(_Name)
     provider: Mapped[str | None] = mapped_column(_Name)
+    former: Mapped[bool] = mapped_column(default=False, server_default=false())
 
 
 class WindowRow(Base):

@@ -9,12 +9,12 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from edgeward_cloud.rollout import Rollout, Target
 from edgeward_cloud.store.database import insert_new, table_of
-from edgeward_cloud.store.models import RolloutRow, RolloutTargetRow
+from edgeward_cloud.store.models import DeviceRow, RolloutRow, RolloutTargetRow
 from edgeward_wire.api import RolloutState
 from edgeward_wire.manifest import ModelRef
 from edgeward_wire.reported import Result, State
@@ -30,9 +30,21 @@ async def add(session: AsyncSession, rollout: Rollout) -> None:
 
 
 async def add_target(session: AsyncSession, rollout: Rollout, device: str) -> None:
-    """Let a device join."""
+    """Let a device join, unless it is a target already; what former hardware did there gives way."""
     target = Target(device)
+    await session.execute(
+        delete(RolloutTargetRow).where(
+            RolloutTargetRow.rollout == rollout.id, RolloutTargetRow.device == device, RolloutTargetRow.former
+        )
+    )
     await insert_new(session, table_of(RolloutTargetRow), [_target_columns(rollout, target)])
+
+
+async def retire(session: AsyncSession, device: str) -> None:
+    """Other hardware takes this id: what the old one was to run, and how it went, is history from now on."""
+    await session.execute(
+        update(RolloutTargetRow).where(RolloutTargetRow.device == device).values(former=True)
+    )
 
 
 async def save(session: AsyncSession, before: Rollout, after: Rollout) -> None:
@@ -81,12 +93,14 @@ async def touched(session: AsyncSession, ids: Collection[str]) -> list[Rollout]:
 async def history(session: AsyncSession, fleet: str, device: str | None = None) -> list[Rollout]:
     """A fleet's rollouts, oldest first, for decisions.
 
-    With a device: its own rows as targets. Without: one target that succeeded, where there is any.
+    With a device: its own rows as targets. Without: one target that succeeded, where there is any; that one
+    may be former hardware, for a model does not cease to be good when a device is replaced.
     """
     query = select(RolloutRow).where(RolloutRow.fleet == fleet).order_by(RolloutRow.number)
     rows = (await session.scalars(query)).all()
     if device is not None:
-        chosen = select(RolloutTargetRow).where(RolloutTargetRow.device == device)
+        mine = (RolloutTargetRow.device == device) & ~RolloutTargetRow.former
+        chosen = select(RolloutTargetRow).where(mine)
     else:
         one = (
             select(RolloutTargetRow.rollout, func.min(RolloutTargetRow.device).label("device"))
@@ -100,11 +114,15 @@ async def history(session: AsyncSession, fleet: str, device: str | None = None) 
 
 
 async def assigned(session: AsyncSession, devices: Collection[str]) -> list[Rollout]:
-    """The newest rollout of each device and pipeline, oldest first, with those devices as targets."""
+    """The newest rollout of each device and pipeline, oldest first, with those devices as targets.
+
+    Only of the fleet that a device is in: numbers count over all fleets.
+    """
     last = (
         select(RolloutTargetRow.device, func.max(RolloutRow.number).label("number"))
         .join(RolloutRow, RolloutRow.id == RolloutTargetRow.rollout)
-        .where(RolloutTargetRow.device.in_(devices), RolloutRow.state != "canceled")
+        .join(DeviceRow, (DeviceRow.id == RolloutTargetRow.device) & (DeviceRow.fleet == RolloutRow.fleet))
+        .where(RolloutTargetRow.device.in_(devices), ~RolloutTargetRow.former, RolloutRow.state != "canceled")
         .group_by(RolloutTargetRow.device, RolloutRow.pipeline)
         .subquery()
     )
@@ -181,6 +199,7 @@ def _target(row: RolloutTargetRow) -> Target:
         numbers=row.numbers,
         variant=row.variant,
         provider=row.provider,
+        former=row.former,
     )
 
 
