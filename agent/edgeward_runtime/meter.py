@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 from edgeward_wire.histogram import Histogram, Recorder
 from edgeward_wire.manifest import ModelRef
-from edgeward_wire.telemetry import MAX_LABELS, STAGES, Measures, Stage
+from edgeward_wire.telemetry import MAX_LABELS, SHORTEST_S, STAGES, Measures, Stage
 from edgeward_wire.verdict import Plan
 
 _MAX_LABELS = 1024
-_SHORTEST_S = 1e-3
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Meter:
         """Each source's window since the last one; empty if no time has passed. `wall`: Unix seconds."""
         with self._lock:
             duration = now - self._since
-            if duration < _SHORTEST_S:
+            if duration < SHORTEST_S:
                 return ()
             self._since = now
             return tuple(

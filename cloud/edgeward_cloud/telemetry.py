@@ -1,13 +1,16 @@
 """Figures from stored windows: a row a series, and a row for all devices of the same model and plan.
 
-Invariant: percentiles are those of merged histograms, never averages of percentiles. Pure.
+Invariants: percentiles are those of merged histograms, never averages of percentiles; what one device stored
+cannot take the figures of the others away. Pure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
 
 from edgeward_cloud.store.models import WindowRow
 from edgeward_wire.api import Telemetry, figures
@@ -18,6 +21,8 @@ from edgeward_wire.telemetry import MAX_LABELS, STAGES, Stage
 DEFAULT_SINCE_S = 600.0
 MAX_WINDOWS = 10_000
 """Merging so many takes about a second of one core."""
+
+P = TypeVar("P")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,23 +61,60 @@ class Sums:
     labels: Mapping[str, int]
 
 
-def series(windows: Iterable[WindowRow]) -> dict[Place, Sums]:
-    """The sums of each series, in order."""
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """The rows of what adds up, in order; and what does not: it was stored before the wire had its bounds."""
+
+    rows: tuple[Telemetry, ...]
+    broken: tuple[Place, ...]
+
+
+def add_up(windows: Iterable[WindowRow], merged: bool | None = None) -> Figures:
+    """A row a series, then the rows over all devices and sources; `merged`: only these, or only the others.
+
+    A series that makes no valid row is in none that is merged either: it would take the others with it.
+    """
+    found, single, broken = _each(_series(windows), _add_up)
+    groups: dict[Place, list[Sums]] = {}
+    for place, sums in found.items():
+        groups.setdefault(place.of_all(), []).append(sums)
+    _, together, broken_too = _each(groups, _combine)
+    rows = (*(single if merged is not True else ()), *(together if merged is not False else ()))
+    return Figures(rows, (*broken, *broken_too))
+
+
+def _each(
+    groups: Mapping[Place, Sequence[P]], add: Callable[[Sequence[P]], Sums]
+) -> tuple[dict[Place, Sums], list[Telemetry], list[Place]]:
+    """The sums and the row of each group, in order, and those that have none."""
+    found: dict[Place, Sums] = {}
+    rows: list[Telemetry] = []
+    broken: list[Place] = []
+    for place, parts in sorted(groups.items(), key=lambda item: item[0].order):
+        if (made := _one(place, parts, add)) is None:
+            broken.append(place)
+        else:
+            found[place], made_row = made
+            rows.append(made_row)
+    return found, rows, broken
+
+
+def _one(
+    place: Place, parts: Sequence[P], add: Callable[[Sequence[P]], Sums]
+) -> tuple[Sums, Telemetry] | None:
+    try:
+        sums = add(parts)
+        return sums, row(place, sums)
+    except ValidationError:
+        return None
+
+
+def _series(windows: Iterable[WindowRow]) -> dict[Place, list[WindowRow]]:
     groups: dict[tuple[str, ...], list[WindowRow]] = {}
     for w in windows:
         plan = (w.model_path, w.model_sha256, w.variant, w.provider)
         groups.setdefault((w.device, w.pipeline, w.source, *plan), []).append(w)
-    found = {_place(group[0]): _add_up(group) for group in groups.values()}
-    return dict(sorted(found.items(), key=lambda item: item[0].order))
-
-
-def merged(found: Mapping[Place, Sums]) -> dict[Place, Sums]:
-    """The sums over all devices and sources of the same pipeline, model and plan, in order."""
-    groups: dict[Place, list[Sums]] = {}
-    for place, sums in found.items():
-        groups.setdefault(place.of_all(), []).append(sums)
-    together = {place: _combine(group) for place, group in groups.items()}
-    return dict(sorted(together.items(), key=lambda item: item[0].order))
+    return {_place(group[0]): group for group in groups.values()}
 
 
 def row(place: Place, sums: Sums) -> Telemetry:

@@ -515,6 +515,41 @@ async def test_percentiles_are_those_of_all_values_together(the: Api) -> None:
     await the.problem("GET", "/v1/telemetry?fleet=none", 404)
 
 
+_MOST = 1 << 53
+_HUGE = {"count": 1, "sum": 1.7e308, "min": 1.0, "max": 1.0, "zero": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "stored", "alone"),
+    [
+        ("moment", [{"frames": 1, "duration_s": 1e-310}], False),
+        ("many", [{"frames": _MOST}, {"frames": _MOST}], False),
+        ("long", [{"stages": {"inference": _HUGE}}, {"stages": {"inference": _HUGE}}], False),
+        ("full", [{"frames": _MOST}], True),
+    ],
+    ids=["a moment", "more than can be counted", "an infinite sum", "only too much with others"],
+)
+async def test_what_was_stored_without_bounds_takes_nobody_elses_figures_away(
+    the: Api, caplog: pytest.LogCaptureFixture, name: str, stored: list[dict[str, Any]], alone: bool
+) -> None:
+    await the.enrol(name, "other")
+    now = the.clock()
+    rows = [
+        {**window_row(name, window(n, start=now - 60), now), **columns} for n, columns in enumerate(stored)
+    ]
+    rows.append(window_row("other", window(9, start=now - 60), now))
+    async with the.services.store.write() as session:
+        await streams.add_windows(session, rows)
+    for _ in range(2):
+        shown = await the.call("GET", "/v1/telemetry?merged=false")
+        assert [row["device"] for row in shown] == ([name, "other"] if alone else ["other"])
+        together = await the.call("GET", "/v1/telemetry?merged=true")
+        assert [row["frames"] for row in together] == ([] if alone else [5])
+    told = [r.getMessage() for r in caplog.records if "does not add up" in r.getMessage()]
+    assert len(told) == 1
+    assert ("all devices together" if alone else name) in told[0]
+
+
 async def test_what_is_merged_is_bounded_and_says_how_far_it_reaches(
     the: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:

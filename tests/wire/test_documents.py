@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import json
+import math
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from edgeward_wire.assignment import Assignment, PipelineAssignment
 from edgeward_wire.contract import Contract, ImageSpec, InputPort, OutputPort
 from edgeward_wire.document import parse
 from edgeward_wire.enrolment import EnrolmentString
 from edgeward_wire.errors import Rejected
-from edgeward_wire.histogram import Recorder
+from edgeward_wire.histogram import Recorder, merge
+from edgeward_wire.identifiers import Count
 from edgeward_wire.manifest import BlobRef, Manifest, ModelRef, Variant
 from edgeward_wire.reported import Reported
-from edgeward_wire.telemetry import Measures, Window, coarser
+from edgeward_wire.telemetry import (
+    MAX_WINDOW_COUNT,
+    MAX_WINDOW_SUM_MS,
+    SHORTEST_S,
+    Measures,
+    Window,
+    coarser,
+)
 from edgeward_wire.topics import DOWN, UP, down, parse_topic, up
 
 HASH = "ab" * 32
@@ -177,6 +187,36 @@ def test_a_coarser_window_stands_for_all_of_them() -> None:
     assert merged.labels == {"cat": 4}
     assert isinstance(merged, Measures)
     assert (merged.temperature_c, merged.throttled) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"duration_s": 1e-310},
+        {"frames": 1 << 53},
+        {"dropped": 1 << 53},
+        {"errors": 1 << 53},
+        {"labels": {"cat": 1 << 53}},
+        {"stages": {"inference": {"count": 1, "zero": 1, "sum": 1.7e308}}},
+        {"stages": {"inference": {"count": 1, "zero": 1, "max": 1.7e308}}},
+        {"stages": {"inference": {"count": 1 << 53, "zero": 1 << 53}}},
+    ],
+    ids=str,
+)
+def test_a_window_that_would_spoil_the_sums_of_many_is_none(change: dict[str, Any]) -> None:
+    body = {**window(1, 1.0).model_dump(mode="json", exclude_none=True), **change}
+    with pytest.raises(Rejected):
+        parse(Window, json.dumps(body))
+
+
+def test_ten_thousand_of_the_fullest_windows_add_up_to_counts_and_figures() -> None:
+    full = {"count": MAX_WINDOW_COUNT, "zero": MAX_WINDOW_COUNT, "sum": MAX_WINDOW_SUM_MS, "max": 1e15}
+    body = window(1).model_dump(mode="json", exclude_none=True)
+    body = {**body, "frames": MAX_WINDOW_COUNT, "duration_s": SHORTEST_S, "stages": {"inference": full}}
+    one = parse(Window, json.dumps(body))
+    assert TypeAdapter(Count).validate_python(10_000 * one.frames)
+    assert merge([one.stages["inference"]] * 10_000).count == 10_000 * MAX_WINDOW_COUNT
+    assert math.isfinite(one.fps)
 
 
 def test_a_coarser_window_keeps_the_worst_of_the_sensors() -> None:

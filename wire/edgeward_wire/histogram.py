@@ -22,6 +22,9 @@ _PER_OCTAVE = 1 << SCALE
 _MIN_INDEX = -10 * _PER_OCTAVE  # about 1 µs
 _MAX_INDEX = 22 * _PER_OCTAVE  # about 70 minutes
 _MAX_BUCKETS = _MAX_INDEX - _MIN_INDEX + 1
+_MAX_VALUE = 1e15
+_MAX_SUM = 1e24
+"""Far from where sums of sums become infinite. See `telemetry.Measures` for what one window may hold."""
 
 
 def bucket_index(value: float) -> int:
@@ -35,9 +38,9 @@ class Histogram(Open):
 
     scale: Literal[5] = 5
     count: Count = 0
-    sum: float = Field(default=0.0, ge=0)
-    min: float = Field(default=0.0, ge=0)
-    max: float = Field(default=0.0, ge=0)
+    sum: float = Field(default=0.0, ge=0, le=_MAX_SUM)
+    min: float = Field(default=0.0, ge=0, le=_MAX_VALUE)
+    max: float = Field(default=0.0, ge=0, le=_MAX_VALUE)
     zero: Count = 0
     offset: int = Field(default=0, ge=_MIN_INDEX, le=_MAX_INDEX)
     buckets: tuple[Count, ...] = Field(default=(), max_length=_MAX_BUCKETS)

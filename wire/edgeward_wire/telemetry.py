@@ -4,12 +4,14 @@
 oldest windows: such a window carries the first and the last seq that it stands for.
 Latencies are measured on the monotonic clock; `start` is the wall clock at the window's end minus its
 duration, and `clock` says whether that could be trusted.
+Invariant: thousands of windows add up to valid figures, whatever each of them says: one counts far less
+than `Count` holds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -31,6 +33,12 @@ Stage = Literal["capture", "decode", "preprocess", "inference", "postprocess", "
 STAGES: tuple[Stage, ...] = ("capture", "decode", "preprocess", "inference", "postprocess", "end_to_end")
 MAX_LABELS = 16
 MAX_WINDOW_BYTES = 64 << 10
+SHORTEST_S = 1e-3
+"""A shorter window is none: it stays open."""
+
+MAX_WINDOW_COUNT = 1 << 39
+MAX_WINDOW_SUM_MS = 1e15
+WindowCount = Annotated[int, Field(ge=0, le=MAX_WINDOW_COUNT)]
 
 
 class Measures(Open):
@@ -42,18 +50,26 @@ class Measures(Open):
     variant: VariantName
     provider: Key
     start: UnixTime
-    duration_s: float = Field(gt=0, le=1e7)
-    frames: Count
-    dropped: Count = 0
+    duration_s: float = Field(ge=SHORTEST_S, le=1e7)
+    frames: WindowCount
+    dropped: WindowCount = 0
     """Frames that the slot replaced before inference took them."""
-    errors: Count = 0
+    errors: WindowCount = 0
     stages: dict[Stage, Histogram] = Field(default_factory=dict)
-    labels: dict[ShortText, Count] = Field(default_factory=dict, max_length=MAX_LABELS)
+    labels: dict[ShortText, WindowCount] = Field(default_factory=dict, max_length=MAX_LABELS)
     """How often each of the most frequent top results came."""
     temperature_c: float | None = None
     """The device's hottest zone when the window closed; of merged windows, the hottest of them."""
     throttled: bool | None = None
     """Whether the device was slowed down when the window closed; of merged windows, any of them."""
+
+    @model_validator(mode="after")
+    def _of_one_window(self) -> Measures:
+        # Here and not in `Histogram`: one that merges many windows may hold more.
+        for stage, histogram in self.stages.items():
+            if histogram.count > MAX_WINDOW_COUNT or histogram.sum > MAX_WINDOW_SUM_MS:
+                raise ValueError(f"{stage} counts more than a window can")
+        return self
 
     @property
     def fps(self) -> float:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
@@ -19,6 +21,7 @@ from edgeward_wire.identifiers import DeviceId, FleetName
 
 router = APIRouter(prefix="/v1", tags=["telemetry"])
 REACHES_BACK_TO = "Edgeward-Since"
+_log = logging.getLogger(__name__)
 
 
 @router.get("/telemetry")
@@ -50,12 +53,20 @@ async def figures(
 
 
 def _figures(windows: Sequence[WindowRow], merged: bool | None) -> list[api.Telemetry]:
-    found = telemetry.series(windows)
-    rows = {
-        **(found if merged is not True else {}),
-        **(telemetry.merged(found) if merged is not False else {}),
-    }
-    return [telemetry.row(place, sums) for place, sums in rows.items()]
+    found = telemetry.add_up(windows, merged)
+    for place in found.broken:
+        _tell_once(place)
+    return list(found.rows)
+
+
+@lru_cache(maxsize=256)  # `watch` asks every few seconds: what was told of lately is not told again
+def _tell_once(place: telemetry.Place) -> None:
+    _log.warning(
+        "Telemetry of %s, pipeline %s, model %s, does not add up, and is left out until it is forgotten.",
+        place.device or "all devices together",
+        place.pipeline,
+        place.model.path,
+    )
 
 
 @router.post("/mqtt-certificates", status_code=201)
