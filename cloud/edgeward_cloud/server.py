@@ -43,6 +43,7 @@ GRACE_S = 10
 """How long open requests may take to end when the cloud stops."""
 
 HOUSEKEEPING_S = 3600.0
+RESIGN_AGAIN_S = 60.0
 MAX_CONNECTIONS = 2000
 _log = logging.getLogger(__name__)
 
@@ -299,12 +300,20 @@ async def _until_broker(parts: _Parts, link: Link, *, managed: bool) -> None:
 async def _resign(registry: Registry) -> None:
     """Re-sign the online roles at half of their life."""
     while True:
-        try:
-            due = await asyncio.to_thread(registry.resign_due)
-        except Unavailable as error:
-            _log.error("Metadata cannot be signed: %s", error)
-            due = time.time() + 60
-        await asyncio.sleep(min(max(due - time.time(), 1.0), HOUSEKEEPING_S))
+        await asyncio.sleep(await _resign_once(registry))
+
+
+async def _resign_once(registry: Registry) -> float:
+    """Re-sign what is due; the seconds until the next look.
+
+    A key service or a disk that is away is no reason to stop: what is signed holds for days.
+    """
+    try:
+        due = await asyncio.to_thread(registry.resign_due)
+    except (Unavailable, OSError) as error:
+        _log.error("Metadata cannot be signed; again in %.0f s: %s", RESIGN_AGAIN_S, error)
+        return RESIGN_AGAIN_S
+    return min(max(due - time.time(), 1.0), HOUSEKEEPING_S)
 
 
 async def _housekeeping(store: Store) -> None:

@@ -14,6 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from ports import free_ports
+from securesystemslib.signer import (
+    SIGNER_FOR_URI_SCHEME,
+    CryptoSigner,
+    Key,
+    SecretsHandler,
+    Signature,
+    Signer,
+)
 from tuf.api.metadata import Metadata, TargetFile, Targets
 from tuf.ngclient import Updater
 from tuf.ngclient.urllib3_fetcher import Urllib3Fetcher
@@ -108,6 +116,46 @@ class Operator:
         current, version = registry.models_metadata()
         raw, texts = self.next(current, *manifests)
         return registry.publish_models(raw, texts, version)
+
+
+class KeyService(Signer):
+    """A KMS or HSM as securesystemslib drives one: behind a URI, signing elsewhere, and sometimes away."""
+
+    away = False
+
+    def __init__(self, inner: Signer) -> None:
+        self._inner = inner
+
+    @classmethod
+    def from_priv_key_uri(
+        cls, priv_key_uri: str, public_key: Key, secrets_handler: SecretsHandler | None = None
+    ) -> KeyService:
+        path = priv_key_uri.partition(":")[2]
+        return cls(CryptoSigner.from_priv_key_uri(f"file2:{path}", public_key))
+
+    @property
+    def public_key(self) -> Key:
+        return self._inner.public_key
+
+    def sign(self, payload: bytes) -> Signature:
+        if type(self).away:
+            raise ConnectionError("the key service does not answer")
+        return self._inner.sign(payload)
+
+
+@contextmanager
+def key_service(settings: Settings, role: str) -> Iterator[tuple[Settings, type[KeyService]]]:
+    """The same cloud with one online key in a key service; its `away` says whether that is."""
+
+    class Mine(KeyService):
+        pass
+
+    keys = settings.keys.model_copy(update={role: f"testkms:{settings.online_keys / f'{role}.pem'}"})
+    SIGNER_FOR_URI_SCHEME["testkms"] = Mine
+    try:
+        yield settings.model_copy(update={"keys": keys}), Mine
+    finally:
+        del SIGNER_FOR_URI_SCHEME["testkms"]
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):

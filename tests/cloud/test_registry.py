@@ -17,6 +17,7 @@ from tuf.api.metadata import Delegations, Metadata, Root, Snapshot, Targets, Tim
 from cloud.kit import (
     Client,
     Operator,
+    key_service,
     make_assignment,
     make_blob,
     make_cloud,
@@ -30,7 +31,7 @@ from edgeward_cloud.registry import Conflict, Registry, versions
 from edgeward_cloud.registry.beginning import begin
 from edgeward_cloud.registry.offline import resign_offline
 from edgeward_cloud.settings import Settings
-from edgeward_wire.errors import Rejected
+from edgeward_wire.errors import Rejected, Unavailable
 from edgeward_wire.manifest import ModelRef
 
 
@@ -452,6 +453,22 @@ def test_online_roles_are_signed_again_at_half_of_their_life(
     assert all(fresh[name].version > version for name, version in bins.items())
     assert fresh["director.json"].version > begun.meta["director.json"].version
     assert client.assignment("edge-01", reference_time=late + 14 * 86_400 - 8 * 86_400) is not None
+
+
+@pytest.mark.parametrize("role", ["timestamp", "snapshot", "director"])
+def test_a_key_service_that_is_away_is_not_a_bug_and_harms_nothing(
+    settings: Settings, client: Client, role: str
+) -> None:
+    with key_service(settings, role) as (elsewhere, service):
+        registry = Registry(elsewhere)
+        first = registry.assign([make_assignment("edge-01")])
+        service.away = True
+        with pytest.raises(Unavailable, match=f"{role if role != 'director' else 'bin-'}.* cannot be signed"):
+            registry.assign([make_assignment("edge-01"), make_assignment("edge-02")])
+        assert [client.assignment("edge-01"), client.assignment("edge-02")] == [*first, None]
+        service.away = False
+        second = registry.assign([make_assignment("edge-02")])
+        assert [client.assignment("edge-01"), client.assignment("edge-02")] == [*first, *second]
 
 
 def test_a_server_that_sleeps_for_too_long_lets_clients_see_it(registry: Registry, client: Client) -> None:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ import pytest
 from ports import until_free
 
 from cloud.apikit import DeviceKit
-from cloud.kit import Operator, make_cloud, make_manifest, ref_of
+from cloud.kit import Operator, key_service, make_cloud, make_manifest, ref_of
 from cloud.mqttkit import PATIENCE_S, MqttDevice, need_mosquitto
 from cloud.test_store import BOOT, window
+from edgeward_cloud import server
 from edgeward_cloud.notify import Notifier
 from edgeward_cloud.operators import new_token
 from edgeward_cloud.pki import Pki
@@ -326,6 +327,53 @@ def test_without_systemd_nothing_is_said() -> None:
     assert Notifier({"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": "1"}).watchdog_s is None
     assert Notifier({"WATCHDOG_USEC": "2000000"}).watchdog_s == 2.0
     Notifier({"NOTIFY_SOCKET": "@nobody-listens-here"}).alive()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, "not in time"
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("fault", ["the key service", "the lock"])
+async def test_re_signing_waits_for_what_is_away_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: str
+) -> None:
+    monkeypatch.setattr(server, "RESIGN_AGAIN_S", 0.05, raising=False)
+    settings = make_cloud(tmp_path / "cloud")
+    begun = (settings.metadata / "timestamp.json").read_bytes()
+    with key_service(settings, "timestamp") as (elsewhere, service):
+        registry = Registry(elsewhere, clock=lambda: time.time() + 5 * 86_400)
+        lock = settings.metadata.parent / ".lock"
+        lock.unlink(missing_ok=True)
+        if fault == "the lock":
+            lock.mkdir()  # not to be opened for writing, also not by root
+        else:
+            service.away = True
+        task = asyncio.create_task(server._resign(registry))
+        try:
+            await until(lambda: caplog.text.count("cannot be signed") > 1 or task.done())
+            assert not task.done(), "it ended, and the cloud with it"
+            service.away = False
+            if fault == "the lock":
+                lock.rmdir()
+            timestamp = settings.metadata / "timestamp.json"
+            await until(lambda: timestamp.read_bytes() != begun or task.done())
+            assert not task.done()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.anyio
+async def test_re_signing_a_damaged_registry_is_not_tried_again(tmp_path: Path) -> None:
+    settings = make_cloud(tmp_path / "cloud")
+    registry = Registry(settings)
+    (settings.metadata / "timestamp.json").unlink()
+    with pytest.raises(Rejected):
+        await server._resign(registry)
 
 
 @pytest.mark.anyio

@@ -33,7 +33,7 @@ from edgeward_cloud.settings import Settings
 from edgeward_wire.api import DELEGATION, ModelEntry
 from edgeward_wire.assignment import MAX_ASSIGNMENT_BYTES, Assignment
 from edgeward_wire.document import parse
-from edgeward_wire.errors import Rejected
+from edgeward_wire.errors import Rejected, Unavailable
 from edgeward_wire.identifiers import assignment_path
 from edgeward_wire.manifest import MAX_MANIFEST_BYTES, Manifest, ModelRef
 
@@ -358,10 +358,10 @@ class Registry:
         return [self._target_file(path, old.hashes["sha256"])] if old else []
 
     def _sign(self, role: str, metadata: Metadata[T], now: float) -> Metadata[T]:
-        """Give an online role its next version and expiry, and sign it."""
+        """Give an online role its next version and expiry, and sign it. Raises Unavailable."""
         metadata.signed.version = versions.next_version(metadata.signed.version, now)
         metadata.signed.expires = versions.expiry(role, now)
-        metadata.sign(self._signers[role if role in self._signers else DIRECTOR])
+        _put_signature(role, metadata, self._signers[role if role in self._signers else DIRECTOR])
         return metadata
 
     def _commit(self, state: _State, changed: Mapping[str, Metadata[Targets]], now: float) -> _State:
@@ -437,7 +437,17 @@ def _renew(role: str, metadata: Metadata[T], signers: Iterable[Signer], now: flo
     metadata.signed.expires = versions.expiry(role, now)
     metadata.signatures.clear()
     for signer in signers:
-        metadata.sign(signer, append=True)
+        _put_signature(role, metadata, signer, append=True)
+
+
+def _put_signature(role: str, metadata: Metadata[T], signer: Signer, *, append: bool = False) -> None:
+    try:
+        metadata.sign(signer, append=append)
+    except UnsignedMetadataError as error:  # whatever a KMS, a token or its driver raised
+        raise Unavailable(
+            f"{role} cannot be signed: {error}.",
+            "See that the key's KMS or token is there and lets this machine sign. What is signed holds on.",
+        ) from error
 
 
 def _revised(wanted: Assignment, previous: Assignment | None, now: float) -> Assignment:
