@@ -244,7 +244,10 @@ def telemetry(
     since: Annotated[str, typer.Option(help="How long ago (10m, 24h), or Unix seconds.")] = "10m",
     as_json: Json = False,
 ) -> None:
-    """Frames, drops and true percentiles since a moment."""
+    """Frames, drops and true percentiles since a moment.
+
+    Where there is more than the cloud merges at once, a line on stderr says since when they are complete.
+    """
     from edgeward_ctl import checked, showing
 
     who = checked.device_name(device) if device is not None else None

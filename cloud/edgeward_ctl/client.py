@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -46,6 +47,7 @@ from edgeward_wire.identifiers import blob_path
 from edgeward_wire.manifest import BlobRef
 
 MAX_ANSWER_BYTES = 32 << 20
+REACHES_BACK_TO = "Edgeward-Since"
 _CHUNK = 256 << 10
 _TIMEOUT = httpx.Timeout(30, connect=10)
 _BLOB_TIMEOUT = httpx.Timeout(120, connect=10)
@@ -58,6 +60,15 @@ class Conflict(Rejected):
 
 class NotFound(Rejected):
     """404: no such thing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What a cloud answers about telemetry: it merges so many windows at once, and no more."""
+
+    rows: list[Telemetry]
+    complete_since: float
+    """Unix seconds; later than what was asked for when there were too many windows."""
 
 
 class Client:
@@ -131,11 +142,13 @@ class Client:
         """GET /v1/devices/{id}/log, newest first."""
         return self._get(f"/v1/devices/{device}/log", list[LogEntry], limit=limit)
 
-    def telemetry(
-        self, *, fleet: str | None = None, device: str | None = None, since: float
-    ) -> list[Telemetry]:
+    def telemetry(self, *, fleet: str | None = None, device: str | None = None, since: float) -> Figures:
         """GET /v1/telemetry: a row a series since that time (Unix seconds)."""
-        return self._get("/v1/telemetry", list[Telemetry], fleet=fleet, device=device, since=since)
+        asked = {"fleet": fleet, "device": device, "since": since}
+        params = {key: value for key, value in asked.items() if value is not None}
+        answer = self._send("GET", "/v1/telemetry", params=params)
+        rows = _read(list[Telemetry], answer.content, "/v1/telemetry")
+        return Figures(rows, _reaches_back_to(answer.headers.get(REACHES_BACK_TO, ""), since))
 
     # --- models
 
@@ -331,6 +344,15 @@ def _read(kind: type[T], raw: bytes, path: str) -> T:
             f"The cloud's answer to {path} is not understood: {faults(error)}.",
             "Cloud and agent-ctl understand each other across two minor versions: compare them.",
         ) from error
+
+
+def _reaches_back_to(header: str, since: float) -> float:
+    """What the header says, which has milliseconds; `since` when that is no later, or there is no header."""
+    try:
+        said = float(header)
+    except ValueError:
+        return since
+    return said if said > since + 0.001 else since
 
 
 def _chunks(file: Path, length: int, progress: Callable[[int], None]) -> Iterator[bytes]:

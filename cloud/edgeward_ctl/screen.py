@@ -92,6 +92,12 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+def short_clock(moment: float, now: float) -> str:
+    """`17:05` in local time, with the date when that is not today's."""
+    day, today = time.localtime(moment), time.localtime(now)
+    return time.strftime("%H:%M" if day[:3] == today[:3] else "%Y-%m-%d %H:%M", day)
+
+
 def clock(moment: float) -> str:
     """A moment in the reader's own time zone."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))

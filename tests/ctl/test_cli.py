@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
@@ -10,14 +11,23 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from cloud.test_store import window
 from ctl.conftest import AGENT_CTL, EMPTY, FLEET, Office, finish
 from edgeward_cloud.cli import _parser
+from edgeward_cloud.ingest import window_row
+from edgeward_cloud.settings import Settings
+from edgeward_cloud.store import streams
+from edgeward_cloud.store.database import open_store
 from edgeward_cloud.store.models import CertificateRow
+from edgeward_cloud.telemetry import MAX_WINDOWS
+from edgeward_ctl import screen
 from edgeward_ctl.client import Client
 from edgeward_ctl.profile import load_profile
 from edgeward_wire import __version__
@@ -258,6 +268,38 @@ def test_lists_are_tables_and_json(office: Office) -> None:
     assert all(not r["online"] for r in rows)
     assert office.ctl("telemetry", "--json", "--since", "1h").json == []
     assert office.ctl("log", "cam-1", "--json").json == []
+
+
+async def _store_windows(office: Office, rows: list[dict[str, Any]]) -> None:
+    async with (
+        open_store(Settings.load(office.stack.cloud_dir).database_url) as store,
+        store.write() as session,
+    ):
+        await streams.add_windows(session, rows)
+
+
+def test_telemetry_says_since_when_it_is_complete(office: Office) -> None:
+    now, n = time.time(), MAX_WINDOWS + 1
+    began = now - 2 * 86_400  # where no other test looks
+    boot = "c" * 32
+    rows = [window_row("cam-2", window(k, boot_id=boot, start=began + k * 0.05), now) for k in range(n)]
+    asyncio.run(_store_windows(office, rows))
+    complete = time.strftime("%Y-%m-%d %H:%M", time.localtime(rows[1]["ended_at"]))
+    asked = ("telemetry", "--device", "cam-2", "--since")
+    table, listed = office.ctl(*asked, "3d"), office.ctl(*asked, "3d", "--json")
+    assert listed.json[0]["windows"] == MAX_WINDOWS
+    assert "cam-2" in table.out
+    for done in (table, listed):
+        assert f"Complete only since {complete}" in done.err
+    whole = office.ctl(*asked, str(rows[-10]["ended_at"]), "--json")
+    assert whole.json[0]["windows"] == 9
+    assert whole.err == ""
+
+
+def test_a_moment_of_another_day_has_its_date() -> None:
+    noon = time.mktime((2026, 5, 4, 12, 30, 0, 0, 0, -1))
+    assert screen.short_clock(noon, noon + 3600) == "12:30"
+    assert screen.short_clock(noon, noon + 86_400) == "2026-05-04 12:30"
 
 
 def test_an_enrolment_string_is_shown_with_what_to_type(office: Office) -> None:
