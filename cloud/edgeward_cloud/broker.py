@@ -3,7 +3,7 @@
 Who may do what, by the common name of the client certificate (it is user name and client id at once):
 
     _cloud          everything below edgeward/v1
-    a device        writes edgeward/v1/<itself>/up/#, reads edgeward/v1/<itself>/down/#
+    a device        writes its topics below edgeward/v1/<itself>/up, reads edgeward/v1/<itself>/down/#
     _viewer-<name>  reads edgeward/v1/+/up/#
     revoked         nothing: the CRL refuses its new connections, an ACL line starves the open one
 
@@ -36,12 +36,16 @@ from edgeward_cloud.pki import CLOUD, VIEWER, Pki
 from edgeward_cloud.settings import Settings, authority, reachable
 from edgeward_wire.errors import Rejected, Unavailable
 from edgeward_wire.identifiers import DEVICE_PATTERN
-from edgeward_wire.topics import MAX_PAYLOAD_BYTES, ROOT
+from edgeward_wire.topics import MAX_PAYLOAD_BYTES, ROOT, all_down, writable
 
 CONFIGURATION = "mosquitto.conf"
 ACL = "acl"
 MAX_PACKET_BYTES = MAX_PAYLOAD_BYTES + (16 << 10)
 """A payload, its topic and its properties."""
+
+MEMORY_BYTES = 1 << 30
+"""Of the whole broker, and so of what it saves: past it, it drops messages and hangs up. Ten thousand devices
+with retained documents of some kilobytes each need a fifth of it."""
 
 START_S = 15.0
 STOP_S = 10.0
@@ -139,6 +143,7 @@ def _configuration(settings: Settings, acl_plugin: Path | None, user: str | None
         "max_inflight_messages 200",
         "max_queued_messages 10000",
         "max_queued_bytes 67108864",
+        f"memory_limit {MEMORY_BYTES}",
         "",
         "allow_anonymous false",
     ]
@@ -175,7 +180,8 @@ def _acl(viewers: list[str], revoked: list[str]) -> str:
     for name in revoked:
         who = _viewer(name) if name.startswith(VIEWER) else _device(name)
         lines += ["", f"user {who}", "topic deny #"]
-    lines += ["", f"pattern write {ROOT}/%u/up/#", f"pattern read {ROOT}/%u/down/#"]
+    # One by one: with `up/#` a device could leave retained messages on topics without number.
+    lines += ["", *(f"pattern write {topic}" for topic in writable("%u")), f"pattern read {all_down('%u')}"]
     return "\n".join(lines) + "\n"
 
 

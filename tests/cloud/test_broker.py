@@ -32,6 +32,7 @@ from edgeward_cloud import broker as module
 from edgeward_cloud.broker import Broker, render
 from edgeward_cloud.pki import Pki, TlsFiles, new_csr
 from edgeward_cloud.settings import BrokerSettings, Settings
+from edgeward_wire import topics
 from edgeward_wire.errors import Rejected, Unavailable
 from edgeward_wire.identifiers import DEVICE_PATTERN
 
@@ -147,11 +148,18 @@ def test_a_device_publishes_below_its_own_up_and_nowhere_else(settings: Settings
             "edgeward/v1/edge-01/down/refresh",
             "edgeward/v1/edge-01",
             "edgeward/v1/_cloud/up/x",
+            "edgeward/v1/edge-01/up/x",
+            "edgeward/v1/edge-01/up/status/x",
+            "edgeward/v1/edge-01/up/response",
+            "edgeward/v1/edge-01/up/response/7/x",
             "elsewhere/edge-01/up/status",
         ):
             assert not device.publish(topic), topic
         assert device.publish("edgeward/v1/edge-01/up/event", b"mine")
         assert cloud.next() == ("edgeward/v1/edge-01/up/event", b"mine"), "and nothing before it"
+        for topic in (*(topics.up("edge-01", kind) for kind in topics.UP), topics.response("edge-01", 7)):
+            assert device.publish(topic), topic
+            assert cloud.next()[0] == topic
 
 
 def test_a_device_hears_its_own_down_and_nothing_else(settings: Settings, broker: Broker) -> None:
@@ -250,6 +258,25 @@ def test_a_message_beyond_the_bound_is_refused(settings: Settings, broker: Broke
     with Peer(settings, "edge-01") as device:
         device.client.publish("edgeward/v1/edge-01/up/event", b"x" * (module.MAX_PACKET_BYTES + 1), qos=1)
         eventually(lambda: device.disconnects > 0, "the broker to hang up")
+
+
+def test_all_that_devices_retain_is_bounded(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device may choose the numbers of its answers: the bound of the whole broker ends that."""
+    if shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin") is None:
+        missing("mosquitto")
+    monkeypatch.setattr(module, "MEMORY_BYTES", 8 << 20)
+    broker = Broker(settings)
+    broker.start()
+    try:
+        with Peer(settings, "edge-01") as device:
+            for n in range(1, 200):
+                topic = topics.response("edge-01", n)
+                device.client.publish(topic, b"x" * module.MAX_PAYLOAD_BYTES, qos=1, retain=True)
+            eventually(lambda: device.disconnects > 0, "the broker to hang up")
+        assert broker.alive
+    finally:
+        broker.stop()
+        (settings.mosquitto / "mosquitto.db").unlink(missing_ok=True)
 
 
 # --- the child
@@ -445,6 +472,7 @@ def test_it_listens_on_loopback_unless_told_otherwise(tmp_path: Path) -> None:
         "use_identity_as_username true",
         "use_username_as_clientid true",
         "allow_anonymous false",
+        f"memory_limit {1 << 30}",
     ):
         assert f"{line}\n" in text
 

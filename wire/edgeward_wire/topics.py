@@ -57,6 +57,11 @@ def all_up(kind: Up) -> str:
     return f"{ROOT}/+/up/{kind}"
 
 
+def writable(device: str) -> tuple[str, ...]:
+    """All that a device publishes on, and nothing else: so what it may leave behind is bounded."""
+    return (*(up(device, kind) for kind in UP), f"{ROOT}/{device}/up/{RESPONSE}/+")
+
+
 def all_down(device: str) -> str:
     """The subscription of one device."""
     return f"{ROOT}/{device}/down/#"
