@@ -255,6 +255,7 @@ def _why_none(outcomes: Sequence[PlanOutcome]) -> str:
     """One sentence for a model that no plan runs."""
     if not outcomes:
         return "No plan fits this machine: no variant's hints allow it."
-    first = outcomes[0]
+    # What lost against one that failed later has none.
+    first = next((o for o in outcomes if o.reason), outcomes[0])
     same = all(o.reason == first.reason for o in outcomes)
     return f"No plan passed. {'' if same else first.plan.title + ': '}{first.reason}"

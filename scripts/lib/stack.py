@@ -137,8 +137,8 @@ class Stack:
 
     def telemetry(self, *, fleet: str | None = None, device: str | None = None) -> list[Any]:
         """A row a device and series, of the last two hours, as plain JSON."""
-        rows = self.api.telemetry(fleet=fleet, device=device, since=time.time() - 7200)
-        return [row.model_dump(mode="json") for row in rows if row.device]
+        found = self.api.telemetry(fleet=fleet, device=device, since=time.time() - 7200)
+        return [row.model_dump(mode="json") for row in found.rows if row.device]
 
     # --- devices
 

@@ -204,6 +204,17 @@ def test_limits_of_the_manifest(subject: Subject, limits: Limits) -> None:
     assert "the manifest allows" in found.reason
 
 
+def test_a_limit_that_a_refined_plan_breaks_is_the_reason(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plans, "GAIN_TO_REFINE", 1e9)  # the first plan passes, and never meets the finals
+    strict = dataclasses.replace(subject, limits=Limits(p99_ms=1e-6))
+    found = probe(strict, [Plan(provider=CPU, variant="int8", threads=1)])
+    assert found.outcomes[0].outcome == "passed"
+    assert found.chosen is None
+    assert "the manifest allows" in found.reason
+
+
 def test_an_incumbent_stays_unless_another_is_clearly_faster(subject: Subject) -> None:
     """The same plan under another name cannot be 10 % faster than itself."""
     plan = Plan(provider=CPU, variant="int8")
