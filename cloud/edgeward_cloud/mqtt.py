@@ -294,7 +294,9 @@ class _Connection:
         if not flags.session_present:
             self._inbox.put(SESSION_LOST)
         wanted = [(topics.all_up(kind), SubscribeOptions(qos=topics.qos(kind))) for kind in _SUBSCRIBED]
-        client.subscribe([*wanted, (topics.all_responses(), SubscribeOptions(qos=1))])
+        # As published: to see which are retained, and not our own that clear them.
+        answers = SubscribeOptions(qos=1, noLocal=True, retainAsPublished=True)
+        client.subscribe([*wanted, (topics.all_responses(), answers)])
 
     def _on_subscribe(
         self, client: paho.Client, _: Any, __: int, codes: list[ReasonCode], ___: Properties | None
@@ -321,6 +323,9 @@ class _Connection:
             topic = message.topic
         except UnicodeDecodeError:
             topic = "\ufffd"
+        if message.retain and message.payload and topics.is_response(topic):
+            # No agent retains one, and the broker would keep as many as a device has numbers.
+            client.publish(topic, b"", qos=0, retain=True)
         taken = self._inbox.put(
             Message(topic, bytes(message.payload), message.retain, message.mid, message.qos, self)
         )

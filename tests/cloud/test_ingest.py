@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloud.kit import make_cloud
-from cloud.mqttkit import MqttDevice, broker_running, need_mosquitto, until
+from cloud.mqttkit import PATIENCE_S, MqttDevice, broker_running, need_mosquitto, until
+from cloud.test_broker import Peer
 from cloud.test_store import BOOT, MODEL, seed, window
 from edgeward_cloud import ingest as ingest_module
 from edgeward_cloud.broker import Broker
@@ -231,6 +232,34 @@ async def store(settings: Settings) -> AsyncIterator[Store]:
     async with open_store(settings.database_url) as one:
         await seed(one, "d1", "d2")
         yield one
+
+
+@pytest.mark.anyio
+async def test_an_answer_is_not_retained_for_long(
+    settings: Settings, broker: Broker, store: Store, tmp_path: Path
+) -> None:
+    """There are as many topics for answers as there are numbers, and the device chooses them."""
+    broker.stop()
+    broker.start(viewers=["_viewer-eye"])
+    before, while_up = topics.response("d1", 7), topics.response("d1", 8)
+    as_junk = "edgeward/v1/d1/up/response/x"
+    with MqttDevice(settings, "d1", tmp_path / "d1") as d1, Peer(settings, "_viewer-eye") as eye:
+
+        def retain(topic: str) -> None:
+            d1.client.publish(topic, b"{}", qos=1, retain=True).wait_for_publish(PATIENCE_S)
+
+        eye.subscribe("edgeward/v1/+/up/response/+")
+        retain(before)
+        async with ingesting(settings, store):
+            retain(while_up)
+            retain(as_junk)
+            heard = [await asyncio.to_thread(eye.next) for _ in range(6)]
+        cleared = {topic for topic, payload in heard if not payload}
+        assert cleared == {before, while_up, as_junk}
+    with MqttDevice(settings, "d1", tmp_path / "d1") as d1, Peer(settings, "_viewer-eye") as eye:
+        eye.subscribe("edgeward/v1/+/up/#")
+        d1.send("event", b"{}")
+        assert eye.next()[0] == topics.up("d1", "event"), "nothing is left"
 
 
 @pytest.mark.anyio

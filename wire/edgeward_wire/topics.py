@@ -82,6 +82,12 @@ def all_responses() -> str:
     return f"{ROOT}/+/up/{RESPONSE}/+"
 
 
+def is_response(topic: str) -> bool:
+    """Whether it is where answers go, whatever stands for the device and the number."""
+    parts = topic.split("/")
+    return len(parts) == 6 and topic.startswith(f"{ROOT}/") and parts[3:5] == ["up", RESPONSE]
+
+
 def correlation(boot_id: str, number: int) -> bytes:
     """The correlation data of a command and of all answers to it."""
     return f"{boot_id}:{number}".encode()
