@@ -24,8 +24,8 @@ FINALISTS = 3
 _SCREENING = Rounds(goal_s=0.2, least=3, most=100)
 _DUEL = Rounds(goal_s=0.4, least=12, most=1000)
 _FINALS = Rounds(goal_s=0.8, least=12, most=2000)
-"""Each for one pair. With fewer rounds the median of models that run for 30 ms was off by more than what
-spinning gives, in one of ten probes."""
+"""Each for one pair. That a dozen rounds choose better than six is not shown: see DistilHuBERT in
+docs/benchmarks.md."""
 _CROWDED = 0.8
 
 
