@@ -20,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from edgeward_ctl.profile import Profile
 from edgeward_wire import __version__
 from edgeward_wire.api import (
+    REACHES_BACK_TO,
     AdmissionChange,
     CommandCreate,
     CommandStatus,
@@ -47,7 +48,6 @@ from edgeward_wire.identifiers import blob_path
 from edgeward_wire.manifest import BlobRef
 
 MAX_ANSWER_BYTES = 32 << 20
-REACHES_BACK_TO = "Edgeward-Since"
 _CHUNK = 256 << 10
 _TIMEOUT = httpx.Timeout(30, connect=10)
 _BLOB_TIMEOUT = httpx.Timeout(120, connect=10)

@@ -37,6 +37,9 @@ from edgeward_wire.result import ResultMessage
 from edgeward_wire.status import Birth
 from edgeward_wire.telemetry import Stage
 
+REACHES_BACK_TO = "Edgeward-Since"
+"""The header of an answer about telemetry: from when on it is complete, in Unix seconds."""
+
 DELEGATION = "models"
 """The TUF role that release keys sign."""
 

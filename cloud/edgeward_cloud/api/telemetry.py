@@ -20,7 +20,6 @@ from edgeward_wire import api
 from edgeward_wire.identifiers import DeviceId, FleetName
 
 router = APIRouter(prefix="/v1", tags=["telemetry"])
-REACHES_BACK_TO = "Edgeward-Since"
 _log = logging.getLogger(__name__)
 
 
@@ -48,7 +47,7 @@ async def figures(
             raise no_device(device)
         rows = await streams.windows(session, start, MAX_WINDOWS, fleet=fleet, device=device)
     complete_from = start if len(rows) < MAX_WINDOWS else rows[-1].ended_at
-    response.headers[REACHES_BACK_TO] = f"{complete_from:.3f}"
+    response.headers[api.REACHES_BACK_TO] = f"{complete_from:.3f}"
     return await asyncio.to_thread(_figures, rows, merged)
 
 
