@@ -81,7 +81,7 @@ class Preprocess:
         if frame.shape != self._frame_shape:
             self._fit(frame.shape)
         picture = frame
-        if self._resized.shape != frame.shape:
+        if self._resized.shape[:2] != frame.shape[:2]:
             height, width = self._resized.shape[:2]
             picture = images.resize(frame, width, height, self.spec.interpolation, self._resized)
         self._fill(picture[self._cut])
@@ -99,7 +99,10 @@ class Preprocess:
         place = geometry(spec, shape[1], shape[0])
         if place.width * place.height > MAX_RESIZED_PIXELS:
             raise Rejected(f"A frame of {shape[1]} x {shape[0]} is too narrow to be resized for this model.")
-        self._resized: U8 = np.empty((place.height, place.width, 3), np.uint8)
+        planar = spec.layout == "nchw" and spec.colour != "gray"
+        picked = images.picks(shape, place.width, place.height, spec.interpolation)
+        depth = 4 if planar and picked else 3  # bytes a pixel: see `images.resize`
+        self._resized: U8 = np.empty((place.height, place.width, depth), np.uint8)
         whole = (slice(None), slice(None))
         if spec.resize == "letterbox":
             self._cut, window = whole, _window(place.top, place.left, place.height, place.width)
@@ -109,7 +112,7 @@ class Preprocess:
         pixels[...] = self._table[0, spec.pad]
         self._pixels: F32 = pixels[window]
         size = self._pixels.shape[:2]
-        self._planes: list[U8] = [np.empty(size, np.uint8) for _ in range(spec.channels)]
+        self._planes: list[U8] = [np.empty(size, np.uint8) for _ in range(depth if planar else spec.channels)]
         self._colour: U8 = np.empty((*size, 3), np.uint8)
         self._frame_shape = shape
 
@@ -124,13 +127,11 @@ class Preprocess:
             images.to_gray(picture, self._planes[0])
         else:
             images.split(picture, self._planes)
-        # The order of the colours is the order of the planes. To floats first: a multiplication that
-        # converts on the way takes twice as long.
-        planes = self._planes[::-1] if colour == "rgb" else self._planes
-        for k, plane in enumerate(planes):
+        # The order of the colours is the order of the planes.
+        planes = self._planes[: self.spec.channels]
+        for k, plane in enumerate(planes[::-1] if colour == "rgb" else planes):
             out = self._pixels[..., k]
-            np.copyto(out, plane)
-            np.multiply(out, self._scale[k], out=out)
+            images.scale(plane, float(self._scale[k]), out)
             if self._bias[k]:
                 np.add(out, self._bias[k], out=out)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
@@ -101,7 +103,43 @@ def test_it_agrees_with_a_plain_float_computation(spec: dict, size: tuple[int, i
 def test_a_whole_odd_ratio_is_linear_to_the_bit(ratio: int, width: int, height: int) -> None:
     frame = np.random.default_rng(width).integers(0, 256, (ratio * height, ratio * width, 3), np.uint8)
     mine = images.resize(frame, width, height, "linear", np.empty((height, width, 3), np.uint8))
-    np.testing.assert_array_equal(mine, cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR))
+    exact = cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_array_equal(mine, exact)
+    four = images.resize(frame, width, height, "linear", np.empty((height, width, 4), np.uint8))
+    np.testing.assert_array_equal(four[..., :3], exact)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("colour", ["rgb", "bgr", "gray"])
+def test_a_frame_that_is_part_of_a_larger_one(layout: str, colour: str) -> None:
+    """A source that crops hands on a view with gaps between its rows."""
+    spec: dict[str, Any] = {"width": 64, "height": 64, "resize": "letterbox", "layout": layout}
+    spec |= {"colour": colour, **({"scale": [1.0], "bias": [0.0]} if colour == "gray" else {})}
+    whole = picture(256, 160)
+    part = whole[5 : 5 + 3 * 36, 7 : 7 + 3 * 64]
+    assert not part.flags.c_contiguous
+    before = whole.copy()
+    mine = Preprocess(port(**spec))(part)
+    np.testing.assert_array_equal(mine, Preprocess(port(**spec))(part.copy()))
+    np.testing.assert_array_equal(whole, before)
+
+
+@given(
+    seed=st.integers(0, 99),
+    height=st.integers(1, 40),
+    width=st.integers(1, 70),
+    factor=st.floats(-3, 3, width=32),
+    brightest=st.integers(0, 255),
+)
+def test_a_plane_is_scaled_and_left_alone(
+    seed: int, height: int, width: int, factor: float, brightest: int
+) -> None:
+    plane = np.random.default_rng(seed).integers(0, brightest + 1, (height, width), np.uint8)
+    before, wide = plane.copy(), np.full((height, width + 3), 7.0, np.float32)
+    images.scale(plane, factor, wide[:, 1:-2])
+    np.testing.assert_allclose(wide[:, 1:-2], before * np.float32(factor), rtol=1e-6)
+    np.testing.assert_array_equal(plane, before)
+    assert (wide[:, [0, -2, -1]] == 7).all(), "what lies beside it is not touched"
 
 
 def test_frames_of_changing_size_do_not_disturb_each_other() -> None:
