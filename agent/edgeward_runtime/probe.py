@@ -16,7 +16,7 @@ from typing import Protocol
 
 from edgeward_runtime import golden, parity, plans, resources
 from edgeward_runtime.sessions import RunFailed
-from edgeward_runtime.trials import Examiner, Rounds, Subject, Trial, paired_ratio, time_in_turn
+from edgeward_runtime.trials import Examiner, Rounds, Subject, Trial, paired_ratio, time_steadily
 from edgeward_wire.errors import Rejected, Unavailable
 from edgeward_wire.verdict import Plan, PlanOutcome
 
@@ -143,7 +143,7 @@ class _Probe:
             if not self._examined(trial):
                 continue
             try:
-                time_in_turn([trial], _SCREENING)
+                time_steadily([trial], _SCREENING, self.deadline)
             except RunFailed as error:
                 trial.fail("not_loaded", f"It loads, but does not run. {error.what}")
                 continue
@@ -196,7 +196,7 @@ class _Probe:
         if not self._examined(challenger):
             return holder, challenger
         try:
-            time_in_turn([holder, challenger], _DUEL)
+            time_steadily([holder, challenger], _DUEL, self.deadline)
         except RunFailed as error:
             raise _cut_short(error) from error
         ratio = paired_ratio(challenger, holder)
@@ -216,7 +216,7 @@ class _Probe:
         leader, *others = sorted(finalists, key=lambda t: t.slowness)
         shares, times = [], list[float]()
         for pair in [[leader, other] for other in others] or [[leader]]:
-            shares.append(time_in_turn(pair, _FINALS))
+            shares.append(time_steadily(pair, _FINALS, self.deadline))
             pair[-1].ratio = paired_ratio(pair[-1], leader)
             times += leader.times
         leader.ratio, leader.times = 1.0, times
