@@ -3,8 +3,9 @@
 Each plan is loaded, held against the golden vectors, and screened with a few runs. The fastest of each
 number of threads is then refined, one session option at a time: what an option gives is the ratio of runs
 in turn with the plan that has it not. At the end the best three, and the incumbent, run in pairs with the
-one that leads. What does not load, or is wrong, is an outcome with a reason. How many runs there are follows
-from how long one takes: the times below are goals, the counts are minimums.
+one that leads. What ran far slower than a moment before is timed again (docs/adr/0008). What does not load,
+or is wrong, is an outcome with a reason. How many runs there are follows from how long one takes: the times
+below are goals, the counts are minimums.
 """
 
 from __future__ import annotations
@@ -16,7 +17,16 @@ from typing import Protocol
 
 from edgeward_runtime import golden, parity, plans, resources
 from edgeward_runtime.sessions import RunFailed
-from edgeward_runtime.trials import Examiner, Rounds, Subject, Trial, paired_ratio, time_steadily
+from edgeward_runtime.trials import (
+    Examiner,
+    Patience,
+    Rounds,
+    Subject,
+    Trial,
+    paired_ratio,
+    time_in_turn,
+    time_steadily,
+)
 from edgeward_wire.errors import Rejected, Unavailable
 from edgeward_wire.verdict import Plan, PlanOutcome
 
@@ -24,8 +34,7 @@ FINALISTS = 3
 _SCREENING = Rounds(goal_s=0.2, least=3, most=100)
 _DUEL = Rounds(goal_s=0.4, least=12, most=1000)
 _FINALS = Rounds(goal_s=0.8, least=12, most=2000)
-"""Each for one pair. That a dozen rounds choose better than six is not shown: see DistilHuBERT in
-docs/benchmarks.md."""
+"""Each for one pair."""
 _CROWDED = 0.8
 
 
@@ -110,6 +119,7 @@ class _Probe:
         self.started = time.perf_counter()
         self.deadline = self.started + budget_s
         self.calm = calm
+        self.patience = Patience()
         self.crowded = False
 
     def run(self) -> Findings:
@@ -143,11 +153,11 @@ class _Probe:
             if not self._examined(trial):
                 continue
             try:
-                time_steadily([trial], _SCREENING, self.deadline)
+                time_in_turn([trial], _SCREENING)
             except RunFailed as error:
                 trial.fail("not_loaded", f"It loads, but does not run. {error.what}")
                 continue
-            trial.slowness = trial.p50_ms or 0.0
+            trial.slowness = trial.calm_ms = trial.p50_ms or 0.0
             best = self._keep_best([*best, trial])
         return best
 
@@ -196,7 +206,7 @@ class _Probe:
         if not self._examined(challenger):
             return holder, challenger
         try:
-            time_steadily([holder, challenger], _DUEL, self.deadline)
+            time_steadily([holder, challenger], _DUEL, self.patience)
         except RunFailed as error:
             raise _cut_short(error) from error
         ratio = paired_ratio(challenger, holder)
@@ -216,7 +226,7 @@ class _Probe:
         leader, *others = sorted(finalists, key=lambda t: t.slowness)
         shares, times = [], list[float]()
         for pair in [[leader, other] for other in others] or [[leader]]:
-            shares.append(time_steadily(pair, _FINALS, self.deadline))
+            shares.append(time_steadily(pair, _FINALS, self.patience))
             pair[-1].ratio = paired_ratio(pair[-1], leader)
             times += leader.times
         leader.ratio, leader.times = 1.0, times

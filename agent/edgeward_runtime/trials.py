@@ -244,19 +244,25 @@ def time_in_turn(trials: Sequence[Trial], rounds: Rounds) -> float:
     return cpu / wall if wall else 1.0
 
 
+@dataclass
+class Patience:
+    """How many timings of one probe may still be made again: on a busy machine, too, it has to end."""
+
+    left: int = 4
+
+
 def time_steadily(
     trials: Sequence[Trial],
     rounds: Rounds,
-    until: float,
+    patience: Patience,
     *,
     timing: Callable[[Sequence[Trial], Rounds], float] = time_in_turn,
     pause: Callable[[float], None] = time.sleep,
 ) -> float:
     """The same; again after a pause, where one of them ran far slower than it was seen to run.
 
-    Threads that have to share one core for a second make two look as slow as one. It is tried a few times,
-    and not past `until` (time.perf_counter()); the timing in which they were slowed down least counts. Raises
-    RunFailed.
+    Threads that have to share one core for a second make two look as slow as one. The timing in which they
+    were slowed down least counts. Raises RunFailed.
     """
     tries: list[tuple[float, list[list[float]]]] = []
 
@@ -268,8 +274,9 @@ def time_steadily(
         tries.append((share, [trial.times for trial in trials]))
         for trial in trials:
             trial.calm_ms = min(trial.calm_ms, median(trial.times))
-        if slowed(tries[-1]) < _SLOWED or len(tries) > _AGAIN or time.perf_counter() >= until:
+        if slowed(tries[-1]) < _SLOWED or len(tries) > _AGAIN or not patience.left:
             break
+        patience.left -= 1
         pause(PAUSE_S)
     best = min(tries, key=slowed)
     slow_for_good = slowed(best) >= _SLOWED

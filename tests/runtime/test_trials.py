@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
@@ -11,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeward_runtime.trials import PAUSE_S, Rounds, Trial, in_turn, quantile, time_steadily
+from edgeward_runtime.trials import PAUSE_S, Patience, Rounds, Trial, in_turn, quantile, time_steadily
 from edgeward_wire.verdict import Plan
 
 ROUNDS = Rounds(goal_s=1.0, least=1, most=9)
@@ -51,10 +50,11 @@ class Machine:
         self.trials = [Trial(Plan(provider="CPUExecutionProvider", variant="fp32")) for _ in range(2)]
         self._left = list(medians)
         self.done = 0
+        self.patience = Patience()
         self.paused: list[float] = []
 
-    def steadily(self, until: float = math.inf) -> float:
-        return time_steadily(self.trials, ROUNDS, until, timing=self._time, pause=self.paused.append)
+    def steadily(self) -> float:
+        return time_steadily(self.trials, ROUNDS, self.patience, timing=self._time, pause=self.paused.append)
 
     def _time(self, trials: Sequence[Trial], rounds: Rounds) -> float:
         assert rounds is ROUNDS
@@ -102,8 +102,9 @@ def test_what_is_faster_than_it_was_seen_to_be_shows_that_the_timing_before_was_
     assert [trial.calm_ms for trial in machine.trials] == [3.0, 4.0]
 
 
-def test_past_its_time_nothing_is_timed_again() -> None:
-    machine = Machine((3.0, 5.0), (9.0, 9.0))
-    machine.steadily()
-    assert machine.steadily(until=0.0) == 0.2
-    assert machine.medians == [9.0, 9.0]
+def test_patience_ends() -> None:
+    machine = Machine((3.0, 5.0), (9.0, 9.0), (3.0, 5.0), (9.0, 9.0), (8.0, 9.0), (9.0, 9.0))
+    machine.patience.left = 2
+    assert [machine.steadily() for _ in range(4)] == [0.1, 0.3, 0.5, 0.6]
+    assert machine.patience.left == 0
+    assert len(machine.paused) == 2
