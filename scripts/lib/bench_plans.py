@@ -3,7 +3,9 @@
 For each model, all plans there are (variant x threads x layout x exact sums x spinning x arena) are tried
 once: that is the exhaustive run. Then the probe chooses again and again, as `qualify` does. What it chose
 runs in turn with each of the best few of the exhaustive run, in pairs, and its ratio to the fastest of them
-says how far it is from it. All of it once on an idle machine and once beside a process that serves.
+says how far it is from it. All of it once on an idle machine and once beside a process that serves. Beside
+each repeat stands what two threads of the shipped model do to one: where that moves, or is 1, the machine's
+cores are not its own (adr/0008), and no choice stays right for long.
 Models of the zoo that are not shipped are made first, large ones with random weights, and kept in .bench/.
 """
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from bench_runtime_sides import chosen_file, skipped
 from rows import Row, at_least, at_most, told
 
@@ -47,6 +51,7 @@ QUANTISED = ("resnet50", "yolov8s", "distilhubert")
 FOREST = "digits-forest"
 _BUDGET_S = 120.0
 """For the quantisation of one of them; a search that is done is not done again."""
+_CORES_S = 0.5
 _BEST = 4
 """Of the exhaustive run, which meet the chosen ones: what screening takes for the fastest may not be."""
 
@@ -164,8 +169,10 @@ class Choice:
 
 
 def _compared(known: Known, right: Sequence[Plan], state: str, repeats: int) -> Iterator[Row]:
-    fastest = _fastest(known, right)
-    choices = [_choice(known, fastest) for _ in range(repeats)]
+    fastest, choices, gains = _fastest(known, right), list[Choice](), list[float]()
+    for _ in range(repeats):
+        gains += _gain_of_two_threads()
+        choices.append(_choice(known, fastest))
     slowness = sorted(choice.slowness for choice in choices)
     within, label = WITHIN[state], f"{known.name}_{state}"
     share = sum(slow <= within for slow in slowness) / len(slowness)
@@ -176,6 +183,22 @@ def _compared(known: Known, right: Sequence[Plan], state: str, repeats: int) -> 
     yield at_least(NAME, metric, share, "share", goal=LEAST, note=note)
     yield at_most(NAME, f"{label}_median_ratio", slowness[len(slowness) // 2], "x", goal=within)
     yield told(NAME, f"{label}_worst_ratio", slowness[-1], "x")
+    if gains:
+        note = f"{min(gains):.2f} to {max(gains):.2f}, beside each repeat"
+        yield told(NAME, f"{label}_two_threads_to_one", statistics.median(gains), "x", note)
+
+
+def _gain_of_two_threads() -> list[float]:
+    """How many times as fast the shipped model is on two threads as on one, just now; nothing on one core."""
+    if resources.cores() < 2:
+        return []
+    one, two = (Plan(provider=CPU, variant="int8", threads=threads) for threads in (1, 2))
+    lite0 = ZOO / "efficientnet-lite0.onnx"
+    feeds = [{"image": np.zeros((1, 3, 224, 224), np.float32)}]
+    ratio = race([Contender(_title(plan), lite0, plan) for plan in (one, two)], feeds, goal_s=_CORES_S)[
+        1
+    ].ratio
+    return [1 / ratio] if ratio else []
 
 
 def _choice(known: Known, fastest: Sequence[Plan]) -> Choice:
