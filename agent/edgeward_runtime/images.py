@@ -15,6 +15,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import as_strided
 
 from edgeward_wire.errors import Rejected, Unavailable
 
@@ -139,16 +140,16 @@ def encode_png(picture: U8) -> bytes:
 def resize(picture: U8, width: int, height: int, how: Interpolation, out: U8) -> U8:
     """Resize into `out`, which may be a view with gaps between its rows.
 
-    Where `picks`, it may have four bytes a pixel: that goes faster, and the fourth means nothing.
+    With a `whole_odd_ratio` it may have four bytes a pixel: that goes faster, and the fourth means nothing.
     """
-    if ratio := picks(picture.shape, width, height, how):
+    if ratio := whole_odd_ratio(picture.shape, width, height, how):
         _pick(picture, ratio, out)
     else:
         cv2.resize(picture, (width, height), dst=out, interpolation=_INTERPOLATIONS[how])
     return out
 
 
-def picks(shape: tuple[int, ...], width: int, height: int, how: Interpolation) -> int | None:
+def whole_odd_ratio(shape: tuple[int, ...], width: int, height: int, how: Interpolation) -> int | None:
     """How many times smaller, if it is 3 (1080p for a model of 640), 5 or 7 in both directions: linear
     interpolation reads exactly the pixels in the middle then, and takes more than twice as long to do so."""
     return next((k for k in (3, 5, 7) if how == "linear" and shape[:2] == (k * height, k * width)), None)
@@ -160,17 +161,12 @@ def _pick(picture: U8, ratio: int, out: U8) -> None:
     if out.shape[2] != 4:
         cv2.resize(picture[half:, half:], None, dst=out, fx=part, fy=part, interpolation=cv2.INTER_NEAREST)
         return
+    if picture.strides[1:] != (3, 1):  # mirrored, say; a crop, with gaps between its rows only, is not copied
+        picture = np.ascontiguousarray(picture)
     # As numbers of four bytes, the last of which is the next pixel's: NumPy moves those in one step.
-    picture = np.ascontiguousarray(picture)
-    row, pixel, _ = picture.strides
-    pixels = np.ndarray(
-        out.shape[:2],
-        np.uint32,
-        buffer=picture.data,
-        offset=half * (row + pixel),
-        strides=(ratio * row, ratio * pixel),
-    )
-    np.copyto(out.view(np.uint32)[..., 0], pixels)
+    steps = (ratio * picture.strides[0], ratio * 3, 1)
+    pixels = as_strided(picture[half:, half:], out.shape, steps, writeable=False)
+    np.copyto(out.view(np.uint32), pixels.view(np.uint32))
 
 
 def rotate(picture: U8, degrees: int, out: U8 | None) -> U8:

@@ -100,7 +100,7 @@ class Preprocess:
         if place.width * place.height > MAX_RESIZED_PIXELS:
             raise Rejected(f"A frame of {shape[1]} x {shape[0]} is too narrow to be resized for this model.")
         planar = spec.layout == "nchw" and spec.colour != "gray"
-        picked = images.picks(shape, place.width, place.height, spec.interpolation)
+        picked = images.whole_odd_ratio(shape, place.width, place.height, spec.interpolation)
         depth = 4 if planar and picked else 3  # bytes a pixel: see `images.resize`
         self._resized: U8 = np.empty((place.height, place.width, depth), np.uint8)
         whole = (slice(None), slice(None))
