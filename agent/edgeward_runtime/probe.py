@@ -17,16 +17,7 @@ from typing import Protocol
 
 from edgeward_runtime import golden, parity, plans, resources
 from edgeward_runtime.sessions import RunFailed
-from edgeward_runtime.trials import (
-    Examiner,
-    Patience,
-    Rounds,
-    Subject,
-    Trial,
-    paired_ratio,
-    time_in_turn,
-    time_steadily,
-)
+from edgeward_runtime.trials import Examiner, Patience, Rounds, Subject, Trial, paired_ratio, time_steadily
 from edgeward_wire.errors import Rejected, Unavailable
 from edgeward_wire.verdict import Plan, PlanOutcome
 
@@ -153,11 +144,11 @@ class _Probe:
             if not self._examined(trial):
                 continue
             try:
-                time_in_turn([trial], _SCREENING)
+                time_steadily([trial], _SCREENING, self.patience)
             except RunFailed as error:
                 trial.fail("not_loaded", f"It loads, but does not run. {error.what}")
                 continue
-            trial.slowness = trial.calm_ms = trial.p50_ms or 0.0
+            trial.slowness = trial.calm_ms
             best = self._keep_best([*best, trial])
         return best
 

@@ -38,6 +38,7 @@ _RESERVE_MB = 32.0
 _SLOWED = 1.2
 """Times as long as a trial was seen to take: something is in the way."""
 _AGAIN = 3
+"""Times that one timing is made again, if the probe's patience allows."""
 PAUSE_S = 0.5
 """Between two timings of the same trials: long enough for the system to put their threads elsewhere."""
 
@@ -259,7 +260,7 @@ def time_steadily(
     timing: Callable[[Sequence[Trial], Rounds], float] = time_in_turn,
     pause: Callable[[float], None] = time.sleep,
 ) -> float:
-    """The same; again after a pause, where one of them ran far slower than it was seen to run.
+    """As `time_in_turn`; again after a pause, where one of them ran far slower than it was seen to run.
 
     Threads that have to share one core for a second make two look as slow as one. The timing in which they
     were slowed down least counts. Raises RunFailed.

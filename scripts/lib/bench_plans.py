@@ -52,6 +52,7 @@ FOREST = "digits-forest"
 _BUDGET_S = 120.0
 """For the quantisation of one of them; a search that is done is not done again."""
 _CORES_S = 0.5
+"""For the look at what two threads give."""
 _BEST = 4
 """Of the exhaustive run, which meet the chosen ones: what screening takes for the fastest may not be."""
 
@@ -193,11 +194,9 @@ def _gain_of_two_threads() -> list[float]:
     if resources.cores() < 2:
         return []
     one, two = (Plan(provider=CPU, variant="int8", threads=threads) for threads in (1, 2))
-    lite0 = ZOO / "efficientnet-lite0.onnx"
+    pair = [Contender(_title(plan), ZOO / "efficientnet-lite0.onnx", plan) for plan in (one, two)]
     feeds = [{"image": np.zeros((1, 3, 224, 224), np.float32)}]
-    ratio = race([Contender(_title(plan), lite0, plan) for plan in (one, two)], feeds, goal_s=_CORES_S)[
-        1
-    ].ratio
+    ratio = race(pair, feeds, goal_s=_CORES_S)[1].ratio
     return [1 / ratio] if ratio else []
 
 
